@@ -1,0 +1,6 @@
+"""Residual-network theory that runs: the library behind the book *Why residual networks work*.
+
+`resid.theory` holds the mathematics of three papers as functions on tensors, `resid.lab` data and experiments,
+`resid.ledger` the claims and the evidence for and against them, `resid.book` what the notebooks share. Import what you
+need from there; this package imports nothing by itself, so a chapter depends only on what it uses.
+"""

@@ -1,0 +1,29 @@
+"""Named errors. Every one is a `ValueError` whose text gives the argument, its value, the condition and a way out."""
+
+
+class ResidError(ValueError):
+    """Base of every error that `resid` raises on purpose."""
+
+
+class ShapeError(ResidError):
+    """An array does not have the shape that the argument needs."""
+
+
+class NotFiniteError(ResidError):
+    """An array holds NaN or infinity."""
+
+
+class DeterminantError(ResidError):
+    """A matrix must have a positive determinant, and has not."""
+
+
+class DepthError(ResidError):
+    """A depth is not an integer of the range in which the statement holds."""
+
+
+class CovarianceError(ResidError):
+    """A covariance is not symmetric positive semidefinite."""
+
+
+class OptionError(ResidError):
+    """A named option is none of those that exist."""

@@ -1,0 +1,97 @@
+"""Argument checks shared by `resid.theory`: each error names the argument, the value and the condition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid.errors import CovarianceError, DepthError, NotFiniteError, OptionError, ShapeError
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def as_real(name: str, value: Any) -> Tensor:
+    """`value` as a real floating tensor; integers and Python lists become float64."""
+    if isinstance(value, (list, tuple, int, float)):  # torch would make these float32
+        value = torch.as_tensor(value, dtype=torch.float64)
+    array = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    if array.is_complex():
+        raise ShapeError(f"{name} has dtype {array.dtype}: a real matrix is needed")
+    if not array.is_floating_point():
+        array = array.to(torch.float64)
+    # a finite sum proves every entry finite without a temporary as large as the array; an infinite one proves nothing
+    if not bool(torch.isfinite(array.detach().sum())) and not bool(torch.isfinite(array).all()):
+        bad = int((~torch.isfinite(array)).sum())
+        raise NotFiniteError(f"{name} holds {bad} entries that are NaN or infinite: every entry must be finite")
+    return array
+
+
+def as_square(name: str, value: Any) -> Tensor:
+    """A finite real (d, d) matrix with d >= 1."""
+    matrix = as_real(name, value)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
+        raise ShapeError(f"{name} has shape {tuple(matrix.shape)}: a square matrix (d, d), d >= 1, is needed")
+    return matrix
+
+
+def as_layers(name: str, value: Any) -> Tensor:
+    """Finite real layers (..., depth, d, d), depth >= 1."""
+    layers = as_real(name, value)
+    if layers.ndim < 3 or layers.shape[-1] != layers.shape[-2] or 0 in layers.shape:
+        raise ShapeError(
+            f"{name} has shape {tuple(layers.shape)}: layers (..., depth, d, d), depth >= 1 and d >= 1, are needed"
+        )
+    return layers
+
+
+def as_depth(name: str, value: Any) -> int:
+    """An integer depth >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DepthError(f"{name} = {value!r}: an integer of at least 1 is needed")
+    return value
+
+
+def as_covariance(name: str, value: Any, d: int) -> Tensor:
+    """A symmetric positive semidefinite (d, d) matrix; asymmetry and negative eigenvalues up to rounding pass."""
+    sigma = as_square(name, value)
+    if sigma.shape[0] != d:
+        raise ShapeError(f"{name} has shape {tuple(sigma.shape)}: ({d}, {d}) is needed to fit the other arguments")
+    precise = sigma.detach().to(torch.float64)
+    scale = float(precise.abs().max())
+    tolerance = 100 * d * torch.finfo(sigma.dtype).eps * scale
+    skew = float((precise - precise.mT).abs().max())
+    if skew > tolerance:
+        raise CovarianceError(
+            f"{name} is not symmetric: max |{name} - {name}^T| = {skew:.3g} > {tolerance:.3g}; "
+            f"pass ({name} + {name}^T)/2 if the difference is noise"
+        )
+    smallest = float(torch.linalg.eigvalsh((precise + precise.mT) / 2)[0])
+    if smallest < -tolerance:
+        raise CovarianceError(
+            f"{name} has the eigenvalue {smallest:.3g} < 0: a second moment E[x x^T] is positive semidefinite"
+        )
+    return sigma
+
+
+def check_option(name: str, value: str, options: Collection[str]) -> str:
+    """`value` if it is one of `options`."""
+    if value not in options:
+        raise OptionError(f"{name} = {value!r}: one of {', '.join(map(repr, options))} is needed")
+    return value
+
+
+def check_same_dimension(name: str, matrix: Tensor, d: int, other: str) -> None:
+    """`matrix` is (d, d) like `other`."""
+    if matrix.shape[-1] != d:
+        raise ShapeError(f"{name} is {tuple(matrix.shape)} and {other} has d = {d}: the dimensions must agree")
+
+
+def check_positive(name: str, value: float) -> float:
+    """A finite number > 0."""
+    if not math.isfinite(value) or value <= 0:
+        raise OptionError(f"{name} = {value!r}: a finite number > 0 is needed")
+    return value

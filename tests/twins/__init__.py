@@ -1,0 +1,1 @@
+"""Slow, obviously right versions that fast routines are compared with."""
