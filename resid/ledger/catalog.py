@@ -1,0 +1,163 @@
+"""The claims of the three papers, read from claims.yaml and checked against a schema."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from resid.ledger.errors import LedgerError, UnknownClaimError
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """What an experiment must show in smoke mode, for every seed."""
+
+    sense: str
+    value: float
+    what: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One theorem, lemma, table row, figure or headline number of a paper.
+
+    id: "hardt-ma/theorem-2.1". where: the place in the paper. kind: "theorem", "identity" or "experiment".
+    statement: in our words. printed: the printed number, if there is one, with `unit`. correction: our corrected
+    statement, where the printed one is false. chapter: the notebook that tests it. test: what is run.
+    measure ("ratio" or "error") and cases, for theorems and identities: what the worst case is measured by, and how
+    many cases a full run needs. sense ("equal", "at-least", "at-most") and target, for experiments: what the measured
+    mean is compared with. margin and seeds are fixed before the run. smoke: the bar of an experiment in smoke mode.
+    """
+
+    id: str
+    where: str
+    kind: str
+    statement: str
+    chapter: str
+    test: str
+    margin: float
+    seeds: int
+    printed: float | None = None
+    unit: str = ""
+    correction: str = ""
+    measure: str = "ratio"
+    cases: int = 1
+    sense: str = "equal"
+    target: float | None = None
+    smoke: Smoke | None = None
+
+    @property
+    def paper(self) -> str:
+        """The part of the id before the slash."""
+        return self.id.partition("/")[0]
+
+    @property
+    def limit(self) -> float:
+        """What the worst case of a theorem or identity may reach (1 + margin for a ratio, margin for an error)."""
+        return 1 + self.margin if self.measure == "ratio" else self.margin
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One of the three papers: key of the claim ids, short name, and the key of its entry in references.bib."""
+
+    key: str
+    name: str
+    cite: str
+
+
+def claims(path: Path | None = None) -> tuple[Claim, ...]:
+    """All claims, in the order of claims.yaml.
+
+    Args:
+        path: another file than the one in the package.
+
+    Raises:
+        LedgerError: the file does not fit the schema, or an id appears twice. The text names the entry.
+
+    Example:
+        >>> "hardt-ma/theorem-2.1" in {claim.id for claim in claims()}
+        True
+    """
+    return _load(path)[1]
+
+
+def papers(path: Path | None = None) -> tuple[Paper, ...]:
+    """The papers, in the order of claims.yaml."""
+    return _load(path)[0]
+
+
+def get_claim(claim_id: str) -> Claim:
+    """The claim of that id.
+
+    Raises:
+        UnknownClaimError: there is none; the text names close ids.
+    """
+    known = {claim.id: claim for claim in claims()}
+    if claim_id not in known:
+        tail = claim_id.partition("/")[2]
+        near = [other for other in known if tail and tail.split("-")[0] in other][:5]
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise UnknownClaimError(f"claim {claim_id!r} is not in claims.yaml{hint}")
+    return known[claim_id]
+
+
+def schema(name: str) -> dict[str, Any]:
+    """A JSON schema of the ledger: "claims" or "record"."""
+    return json.loads(resources.files("resid.ledger").joinpath(f"{name}.schema.json").read_text("utf-8"))
+
+
+@functools.cache
+def _load(path: Path | None) -> tuple[tuple[Paper, ...], tuple[Claim, ...]]:
+    source = path or resources.files("resid.ledger").joinpath("claims.yaml")
+    try:
+        content = yaml.safe_load(source.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise LedgerError(f"{source} is not YAML: {error}") from error
+    problems = sorted(
+        jsonschema.Draft202012Validator(schema("claims")).iter_errors(content), key=lambda e: list(map(str, e.path))
+    )
+    if problems:
+        listed = "\n".join(_explain(content, e) for e in problems[:10])
+        raise LedgerError(f"{source} does not fit its schema:\n{listed}")
+    entries = [_claim(entry) for entry in content["claims"]]
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.id in seen:
+            raise LedgerError(f"{source}: the id {entry.id!r} appears twice")
+        seen.add(entry.id)
+    names = tuple(Paper(**paper) for paper in content["papers"])
+    strangers = sorted({entry.paper for entry in entries} - {paper.key for paper in names})
+    if strangers:
+        raise LedgerError(f"{source}: no paper has the key {', '.join(strangers)}")
+    return names, tuple(entries)
+
+
+def _claim(entry: dict[str, Any]) -> Claim:
+    fields = dict(entry)
+    printed = fields.pop("printed", None) or {}
+    smoke = fields.pop("smoke", None)
+    if "target" not in fields and printed:
+        fields["target"] = printed["value"]
+    fields = {k: " ".join(v.split()) if isinstance(v, str) else v for k, v in fields.items()}
+    return Claim(
+        **fields,
+        printed=printed.get("value"),
+        unit=printed.get("unit", ""),
+        smoke=Smoke(**smoke) if smoke else None,
+    )
+
+
+def _explain(content: Any, error: jsonschema.ValidationError) -> str:
+    path = list(error.absolute_path)
+    where = "/".join(map(str, path))
+    if len(path) >= 2 and path[0] == "claims":
+        where = f"{content['claims'][path[1]].get('id', path[1])} ({where})"
+    return f"  {where or 'top level'}: {error.message[:300]}"

@@ -1,0 +1,194 @@
+"""What a run can say for or against a claim. Each kind knows how to judge itself by the margin fixed in claims.yaml."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from resid.errors import OptionError
+from resid.ledger.catalog import Claim
+
+STATEMENTS = ("printed", "corrected")
+RELATIONS = ("<=", ">=", "==")
+
+
+def _statement(evidence: Any, claim: Claim) -> list[str]:
+    if evidence.statement == "corrected" and not claim.correction:
+        return ["the evidence is about a corrected statement, but claims.yaml has no correction"]
+    return []
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Numerical verification of a theorem or identity over many instances.
+
+    n: instances tried. worst: the largest ratio (measured side over bounding side) or relative error, by the claim's
+    `measure`; it must stay within the claim's limit. statement: "printed" or "corrected". what: the instances.
+    """
+
+    kind: ClassVar[str] = "cases"
+    n: int
+    worst: float
+    what: str
+    statement: str = "printed"
+
+    def __post_init__(self) -> None:
+        _coerce(self, n=int, worst=float)
+        _check_option("statement", self.statement, STATEMENTS)
+
+    def problems(self, claim: Claim, mode: str) -> list[str]:
+        """Reasons why this fails the claim; empty when it passes."""
+        found = _not_experiment(self, claim) + _statement(self, claim)
+        if self.n < 1:
+            found.append(f"n = {self.n}: nothing was tried")
+        if mode == "full" and self.n < claim.cases:
+            found.append(f"n = {self.n} < {claim.cases}, the number of cases fixed for a full run")
+        if not self.worst <= claim.limit:  # NaN fails too
+            found.append(f"the worst {claim.measure} is {self.worst:.6g}, above {claim.limit:.6g}")
+        return found
+
+
+@dataclass(frozen=True)
+class Symbolic:
+    """An identity shown by computer algebra.
+
+    holds: the difference of the two sides simplified to exactly zero. scope: for which sizes ("d = 2, depth <= 3").
+    complete: the scope is everything the statement says; else it is shown beside the numerical verdict.
+    """
+
+    kind: ClassVar[str] = "symbolic"
+    holds: bool
+    scope: str
+    complete: bool = False
+    statement: str = "printed"
+
+    def __post_init__(self) -> None:
+        _coerce(self, holds=bool)
+        _check_option("statement", self.statement, STATEMENTS)
+
+    def problems(self, claim: Claim, mode: str) -> list[str]:
+        """Reasons why this fails the claim; empty when it passes."""
+        found = _not_experiment(self, claim) + _statement(self, claim)
+        return found if self.holds else [*found, f"the identity does not hold for {self.scope}"]
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """An instance in which a printed statement `lhs relation rhs` is false, by more than the margin.
+
+    lhs, rhs: the two sides, computed. relation: what the paper prints between them. what: the instance, in words.
+    exact: both sides come from exact arithmetic.
+    """
+
+    kind: ClassVar[str] = "counterexample"
+    lhs: float
+    rhs: float
+    relation: str
+    what: str
+    exact: bool = False
+    statement: str = field(default="printed", init=False)
+
+    def __post_init__(self) -> None:
+        _coerce(self, lhs=float, rhs=float)
+        _check_option("relation", self.relation, RELATIONS)
+
+    def problems(self, claim: Claim, mode: str) -> list[str]:
+        """Reasons why this is no counterexample; empty when it is one."""
+        found = _not_experiment(self, claim)
+        gap = {"<=": self.lhs - self.rhs, ">=": self.rhs - self.lhs, "==": abs(self.lhs - self.rhs)}[self.relation]
+        slack = 0.0 if self.exact else claim.margin * max(abs(self.lhs), abs(self.rhs))
+        if not gap > slack:  # NaN fails too
+            found.append(f"{self.lhs:.6g} {self.relation} {self.rhs:.6g} is not violated by more than {slack:.3g}")
+        return found
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One measured number per seed, for an experiment.
+
+    In full mode any finite values are evidence, and the verdict says what they amount to; in smoke mode every value
+    must clear the bar that claims.yaml fixes.
+    """
+
+    kind: ClassVar[str] = "seeds"
+    values: Sequence[float]
+    seeds: Sequence[int]
+    what: str
+    statement: str = field(default="printed", init=False)
+
+    def __post_init__(self) -> None:
+        _coerce(self, values=lambda v: tuple(map(float, v)), seeds=lambda v: tuple(map(int, v)))
+
+    def problems(self, claim: Claim, mode: str) -> list[str]:
+        """Reasons why this cannot stand; empty when it can."""
+        if claim.kind != "experiment":
+            return [f"the claim is of kind {claim.kind!r}: it takes Cases, Symbolic or Counterexample, not Seeds"]
+        if not self.values or len(self.values) != len(self.seeds) or len(set(self.seeds)) != len(self.seeds):
+            return [f"{len(self.values)} values for the seeds {list(self.seeds)}: one value for each of distinct seeds"]
+        runs = list(zip(self.seeds, self.values, strict=True))
+        found = [f"the value of seed {seed} is {value}" for seed, value in runs if not math.isfinite(value)]
+        if mode == "smoke":
+            if claim.smoke is None:
+                return [*found, "claims.yaml fixes no smoke bar for this experiment"]
+            at_least, bar = claim.smoke.sense == "at-least", claim.smoke.value
+            found += [
+                f"seed {seed}: {claim.smoke.what} is {value:.6g}, not {claim.smoke.sense} {bar:.6g}"
+                for seed, value in runs
+                if not (value >= bar if at_least else value <= bar)
+            ]
+        return found
+
+
+Evidence = Cases | Symbolic | Counterexample | Seeds
+KINDS: dict[str, type[Cases] | type[Symbolic] | type[Counterexample] | type[Seeds]] = {
+    kind.kind: kind for kind in (Cases, Symbolic, Counterexample, Seeds)
+}
+
+
+def _not_experiment(evidence: Evidence, claim: Claim) -> list[str]:
+    if claim.kind == "experiment":
+        return [f"the claim is an experiment: it takes Seeds, not {type(evidence).__name__}"]
+    return []
+
+
+def describe(evidence: Evidence, claim: Claim) -> str:
+    """One line: what was tried, what came out, and the limit it had to keep to."""
+    if isinstance(evidence, Cases):
+        return f"{evidence.n} cases, worst {claim.measure} {evidence.worst:.6g} <= {claim.limit:.6g} ({evidence.what})"
+    if isinstance(evidence, Symbolic):
+        return f"computer algebra, {evidence.scope}: {'identical' if evidence.holds else 'not identical'}"
+    if isinstance(evidence, Counterexample):
+        sides = f"{evidence.lhs:.6g} {evidence.relation} {evidence.rhs:.6g}"
+        return f"refuted, {sides} is false ({evidence.what})"
+    runs = ", ".join(f"{value:.6g}" for value in evidence.values)
+    return f"{len(evidence.seeds)} seeds: {runs} ({evidence.what})"
+
+
+def to_json(evidence: Evidence) -> dict[str, Any]:
+    """A JSON object that `from_json` turns back; NaN and infinities, which JSON lacks, become strings."""
+    return {"kind": evidence.kind} | {f.name: _encode(getattr(evidence, f.name)) for f in fields(evidence)}
+
+
+def from_json(content: dict[str, Any]) -> Evidence:
+    """The evidence of a JSON object written by `to_json`; the record schema has been checked before."""
+    kind = KINDS[content["kind"]]
+    return kind(**{f.name: content[f.name] for f in fields(kind) if f.init})
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_encode(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise OptionError(f"{name} = {value!r}: one of {', '.join(map(repr, options))} is needed")
+
+
+def _coerce(evidence: Any, **types: Callable[[Any], Any]) -> None:
+    """Plain Python numbers in place of tensors and NumPy scalars, so that a record can be written."""
+    for name, make in types.items():
+        object.__setattr__(evidence, name, make(getattr(evidence, name)))

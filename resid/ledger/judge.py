@@ -1,0 +1,183 @@
+"""What the evidence amounts to: one verdict per claim, computed from records alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from resid.ledger.catalog import Claim, claims
+from resid.ledger.errors import LedgerError
+from resid.ledger.evidence import Cases, Counterexample, Seeds, Symbolic
+from resid.ledger.store import Entry, Record, read_records
+
+#: Every verdict there is, from best known to not known.
+VERDICTS = (
+    "proved symbolically",
+    "verified numerically",
+    "corrected",
+    "refuted (counterexample)",
+    "reproduced",
+    "consistent",
+    "inconclusive",
+    "not reproduced",
+    "not run",
+)
+#: Confidence of the interval for the mean over seeds.
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, its verdict (one of `VERDICTS`), what that rests on, the record files, how this build's smoke run went.
+
+    smoke: "passed", "failed" or "" where no smoke run tested the claim.
+    """
+
+    claim: Claim
+    verdict: str
+    detail: str
+    records: tuple[str, ...]
+    smoke: str
+
+    @property
+    def label(self) -> str:
+        """The verdict as shown, for example "verified numerically (2700 cases)"."""
+        return f"{self.verdict} ({self.detail})" if self.verdict == "verified numerically" else self.verdict
+
+
+def results_folder() -> Path:
+    """Where the recorded full runs lie: `results/` of the checkout, or the copy inside an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parent / "results"
+    return checkout if checkout.is_dir() else package / "_results"
+
+
+def verdicts(
+    full: Iterable[Record] | Path | None = None, smoke: Iterable[Record] | Path | None = None
+) -> dict[str, Verdict]:
+    """The verdict on every claim.
+
+    Args:
+        full: records of full runs, or their folder; default `results_folder()`.
+        smoke: records of smoke runs, or their folder; default none. They never change a verdict; they fill the column
+            that says whether the claim held again in this build.
+
+    Returns:
+        Claim id -> `Verdict`, in the order of claims.yaml.
+
+    Raises:
+        RecordError: a record file is not sound. LedgerError: a record names an unknown claim, a smoke record stands
+            among the full ones or the reverse, or two pieces of evidence contradict each other.
+    """
+    full_entries = _by_claim(_records(results_folder() if full is None else full), "full")
+    smoke_entries = _by_claim(_records(() if smoke is None else smoke), "smoke")
+    return {
+        claim.id: _judge(claim, full_entries.get(claim.id, []), smoke_entries.get(claim.id, [])) for claim in claims()
+    }
+
+
+def _records(source: Iterable[Record] | Path) -> Iterable[Record]:
+    return read_records(source) if isinstance(source, Path) else source
+
+
+def _by_claim(records: Iterable[Record], mode: str) -> dict[str, list[tuple[Record, Entry]]]:
+    known = {claim.id: claim for claim in claims()}
+    found: dict[str, list[tuple[Record, Entry]]] = {}
+    for record in records:
+        if record.mode != mode:
+            raise LedgerError(f"{record.path}: a {record.mode} record where {mode} records belong")
+        for entry in record.entries:
+            if entry.claim not in known:
+                raise LedgerError(f"{record.path}: claim {entry.claim!r} is not in claims.yaml")
+            if entry.evidence.kind != Seeds.kind:  # judged anew: a margin changed later counts
+                problems = entry.evidence.problems(known[entry.claim], mode)
+                if problems:
+                    raise LedgerError(f"{record.path}: {entry.claim}: {'; '.join(problems)}")
+            found.setdefault(entry.claim, []).append((record, entry))
+    return found
+
+
+def _judge(claim: Claim, full: list[tuple[Record, Entry]], smoke: list[tuple[Record, Entry]]) -> Verdict:
+    names = tuple(dict.fromkeys(record.path.name for record, _ in full))
+    verdict, detail = _experiment(claim, full) if claim.kind == "experiment" else _theorem(claim, full)
+    held = "" if not smoke else "passed" if all(entry.passed for _, entry in smoke) else "failed"
+    return Verdict(claim, verdict, detail, names, held)
+
+
+def _theorem(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, str]:
+    evidence = [entry.evidence for _, entry in full]
+    against = [e for e in evidence if isinstance(e, Counterexample)]
+    for_printed = [e for e in evidence if e.statement == "printed" and not isinstance(e, Counterexample)]
+    for_corrected = [e for e in evidence if e.statement == "corrected"]
+    if against and for_printed:
+        raise LedgerError(f"{claim.id}: one record refutes the printed statement and another verifies it")
+    if against:
+        first = against[0]
+        shown = f"{first.what}: {first.lhs:.4g} {first.relation} {first.rhs:.4g} is false"
+        if for_corrected:
+            return "corrected", f"{shown}; the correction: {_support(for_corrected)}"
+        return "refuted (counterexample)", shown
+    support = for_printed or for_corrected
+    if not support:
+        return "not run", ""
+    if not for_printed:
+        return "corrected", _support(for_corrected)
+    if any(isinstance(e, Symbolic) and e.complete for e in support):
+        return "proved symbolically", _support(support)
+    if any(isinstance(e, Cases) for e in support):
+        return "verified numerically", _support(support)
+    return "inconclusive", _support(support)  # symbolic, but for a part of the statement only
+
+
+def _support(evidence: list) -> str:
+    tried = sum(e.n for e in evidence if isinstance(e, Cases))
+    parts = [f"{tried} cases"] if tried else []
+    parts += [f"symbolically for {e.scope}" for e in evidence if isinstance(e, Symbolic)]
+    return ", ".join(parts)
+
+
+def _experiment(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, str]:
+    values: dict[int, float] = {}
+    for record, entry in full:
+        assert isinstance(entry.evidence, Seeds)
+        for seed, value in zip(entry.evidence.seeds, entry.evidence.values, strict=True):
+            if seed in values:
+                raise LedgerError(f"{record.path}: {claim.id}: seed {seed} is recorded twice")
+            values[seed] = value
+    if not values:
+        return "not run", ""
+    return judge_experiment(claim, list(values.values()))
+
+
+def judge_experiment(claim: Claim, values: list[float]) -> tuple[str, str]:
+    """The verdict on one measured number per seed against the claim's target, sense and margin.
+
+    With the number of seeds fixed beforehand, the 95% interval of the mean decides: inside the accepted range is
+    "reproduced", outside is "not reproduced"; across its edge the mean decides between "consistent" and "inconclusive".
+    With fewer seeds the best is "consistent"; one seed has no interval, so outside the range is "inconclusive".
+    """
+    if claim.target is None:
+        raise LedgerError(f"{claim.id}: claims.yaml gives the experiment no target")
+    low, high = {
+        "equal": (claim.target - claim.margin, claim.target + claim.margin),
+        "at-least": (claim.target - claim.margin, math.inf),
+        "at-most": (-math.inf, claim.target + claim.margin),
+    }[claim.sense]
+    n, mean = len(values), float(np.mean(values))
+    half = 0.0
+    if n > 1:
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    detail = f"{mean:.4g} +- {half:.2g} (95%, {n} seeds)" if n > 1 else f"{mean:.4g} (1 seed)"
+    inside = low <= mean <= high
+    if not all(map(math.isfinite, values)):
+        return "not reproduced", "a run did not end in a finite value"
+    if n > 1 and (mean + half < low or mean - half > high):
+        return "not reproduced", detail
+    if n >= claim.seeds and n > 1 and low <= mean - half and mean + half <= high:
+        return "reproduced", detail
+    return ("consistent" if inside else "inconclusive"), detail

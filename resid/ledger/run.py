@@ -1,0 +1,222 @@
+"""A run of a chapter: what ran where and when, and the evidence it gave, kept in one record file."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resid.errors import OptionError
+from resid.ledger.catalog import get_claim
+from resid.ledger.errors import ClaimFailed, LedgerError
+from resid.ledger.evidence import Evidence, to_json
+from resid.ledger.store import write_record
+
+MODES = ("smoke", "full")
+_ROOT = Path(__file__).resolve().parents[2]
+_CODE = ("resid", "book", "pyproject.toml", "constraints.txt")
+_current: Run | None = None
+
+
+class Run:
+    """An open run. Use `start_run`; `record` adds evidence, `finish` closes it.
+
+    The chapter is that of the first claim recorded; claims of another chapter are refused.
+    """
+
+    def __init__(self, mode: str, seeds: Sequence[int], folder: Path, recipe: str | None, precision: str) -> None:
+        if mode not in MODES:
+            raise OptionError(f"mode = {mode!r}: one of {', '.join(map(repr, MODES))} is needed")
+        commit, dirty = git_commit()
+        self.folder = folder
+        self._clock = time.perf_counter()
+        self._content: dict[str, Any] = {
+            "schema": 1,
+            "chapter": "",
+            "mode": mode,
+            "seeds": [int(seed) for seed in seeds],
+            "recipe": recipe,
+            "started": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S+00:00"),
+            "commit": commit,
+            "dirty": dirty,
+            "command": _command(),
+            "device": device_name(),
+            "precision": precision,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "finished": False,
+            "evidence": [],
+        }
+
+    @property
+    def mode(self) -> str:
+        """ "smoke" or "full"."""
+        return self._content["mode"]
+
+    @property
+    def path(self) -> Path:
+        """The record file, or the folder before the first claim is recorded."""
+        name = [self._content["chapter"].replace("/", "-"), self.mode, self._content["recipe"]]
+        return self.folder / (".".join(part for part in name if part) + ".json") if name[0] else self.folder
+
+    def record(self, claim_id: str, measured: Evidence, strict: bool | None = None) -> bool:
+        """Add evidence for a claim to the record, on disk, and judge it by the margin in claims.yaml.
+
+        Args:
+            claim_id: as in claims.yaml.
+            measured: `Cases`, `Symbolic`, `Counterexample` or `Seeds`.
+            strict: raise when it fails. Default: always, but for an experiment in full mode, whose verdict may well be
+                "not reproduced".
+
+        Returns:
+            Whether it passed.
+
+        Raises:
+            ClaimFailed: it failed; the record has been written first.
+            UnknownClaimError, LedgerError: no such claim; a claim of another chapter; a closed run.
+        """
+        claim = get_claim(claim_id)
+        if self._content["finished"]:
+            raise LedgerError(f"{claim_id}: the run is finished; start another")
+        if self._content["chapter"] not in ("", claim.chapter):
+            raise LedgerError(
+                f"{claim_id} belongs to chapter {claim.chapter!r}, and this run is of {self._content['chapter']!r}"
+            )
+        problems = measured.problems(claim, self.mode)
+        self._content["chapter"] = claim.chapter
+        self._content["evidence"].append(
+            {"claim": claim_id, "passed": not problems, "problems": problems, "evidence": to_json(measured)}
+        )
+        self._write()
+        if strict is None:
+            strict = claim.kind != "experiment" or self.mode == "smoke"
+        if problems and strict:
+            raise ClaimFailed(f"{claim_id}: " + "; ".join(problems))
+        return not problems
+
+    def finish(self) -> dict[str, bool]:
+        """Close the run and say for each claim whether all its evidence passed.
+
+        Raises:
+            LedgerError: nothing was recorded.
+        """
+        if not self._content["evidence"]:
+            raise LedgerError("the run recorded no claim, so there is nothing to finish")
+        self._content["finished"] = True
+        self._write()
+        passed: dict[str, bool] = {}
+        for entry in self._content["evidence"]:
+            passed[entry["claim"]] = passed.get(entry["claim"], True) and entry["passed"]
+        return passed
+
+    def _write(self) -> None:
+        self._content["wall_seconds"] = round(time.perf_counter() - self._clock, 3)
+        write_record(self.path, self._content)
+
+
+def start_run(
+    mode: str = "smoke",
+    seeds: Sequence[int] = (0,),
+    folder: Path | str | None = None,
+    recipe: str | None = None,
+    precision: str = "float64",
+) -> Run:
+    """Open a run; `record` and `finish_run` then refer to it.
+
+    Args:
+        mode: "smoke" or "full". Written into the record for good: a smoke record never counts as a full one.
+        seeds: of the random numbers used.
+        folder: for the record; default `RESID_RESULTS`, else `resid-results` in the working directory.
+        recipe: hash of the recipe, for experiments with several; becomes part of the file's name.
+        precision: of the computation.
+
+    Raises:
+        OptionError: unknown mode.
+    """
+    global _current
+    _current = Run(mode, seeds, records_folder() if folder is None else Path(folder), recipe, precision)
+    return _current
+
+
+def records_folder() -> Path:
+    """Where the records of runs go: `RESID_RESULTS`, else `resid-results` in the working directory."""
+    return Path(os.environ.get("RESID_RESULTS") or "resid-results")
+
+
+def record(claim_id: str, measured: Evidence, strict: bool | None = None) -> bool:
+    """`Run.record` of the open run.
+
+    Raises:
+        LedgerError: no run is open.
+    """
+    return _open_run().record(claim_id, measured, strict)
+
+
+def finish_run() -> dict[str, bool]:
+    """`Run.finish` of the open run, which is then no longer open."""
+    global _current
+    passed = _open_run().finish()
+    _current = None
+    return passed
+
+
+def _open_run() -> Run:
+    if _current is None:
+        raise LedgerError("no run is open: call start_run (in a notebook, resid.book.setup) first")
+    return _current
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what computes."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "scipy", "sympy", "resid"):
+        found[name] = importlib.metadata.version("resid-book" if name == "resid" else name)
+    return found
+
+
+def device_name() -> str:
+    """The GPU's name, or the CPU's architecture and core count."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+def _command() -> str:
+    """How the run was started: `RESID_COMMAND` where a runner sets it."""
+    if command := os.environ.get("RESID_COMMAND"):
+        return command
+    program = Path(sys.argv[0]).name
+    return "interactive notebook" if "ipykernel" in program else " ".join([program, *sys.argv[1:]])
+
+
+def git_commit() -> tuple[str | None, bool | None]:
+    """The commit of the code, and whether the code differs from it; (None, None) where neither is known."""
+    try:
+        distribution = importlib.metadata.distribution("resid-book")
+    except importlib.metadata.PackageNotFoundError:
+        return None, None
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if commit := origin.get("vcs_info", {}).get("commit_id"):
+        return commit, False
+    if not (_ROOT / ".git").exists():
+        return None, None
+    head = _git("rev-parse", "HEAD")
+    return (head, bool(_git("status", "--porcelain", "--", *_CODE))) if head else (None, None)
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,109 @@
+"""Record files: written whole or not at all, read whole or refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from resid.ledger.catalog import schema
+from resid.ledger.errors import RecordError
+from resid.ledger.evidence import Evidence, from_json
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One piece of evidence in a record, with the judgement at the time of the run."""
+
+    claim: str
+    evidence: Evidence
+    passed: bool
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: where the file lies, what it says of the run (`info`), and its evidence."""
+
+    path: Path
+    info: dict[str, Any]
+    entries: tuple[Entry, ...]
+
+    @property
+    def mode(self) -> str:
+        """ "smoke" or "full"."""
+        return self.info["mode"]
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write a record with its checksum, atomically: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        RecordError: the content does not fit the schema.
+        OSError: the disk refuses; the old file, if any, is untouched.
+    """
+    signed = {**content, "sha256": _checksum(content)}
+    _validate(path, signed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(signed, file, indent=1, allow_nan=False, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_record(path: Path) -> Record:
+    """Read one record file.
+
+    Raises:
+        RecordError: not JSON (cut short, say), not of the schema, altered since it was written, or of a run that did
+            not finish. The text names the file.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RecordError(f"{path}: cannot be read as a record: {error}") from error
+    _validate(path, content)
+    claimed = content.pop("sha256")
+    if claimed != _checksum(content):
+        raise RecordError(f"{path}: the content does not match its checksum: altered after the run; run it again")
+    if not content["finished"]:
+        raise RecordError(f"{path}: the run did not finish; run it again or remove the file")
+    entries = tuple(
+        Entry(e["claim"], from_json(e["evidence"]), e["passed"], tuple(e["problems"])) for e in content.pop("evidence")
+    )
+    return Record(path, content, entries)
+
+
+def read_records(folder: Path) -> tuple[Record, ...]:
+    """Every record in a folder, by name. A folder that does not exist holds none.
+
+    Raises:
+        RecordError: any file in it is not a sound record; nothing is skipped.
+    """
+    return tuple(read_record(path) for path in sorted(folder.glob("*.json")))
+
+
+def _validate(path: Path, content: Any) -> None:
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema("record")).iter_errors(content))
+    if error is not None:
+        where = "/".join(map(str, error.absolute_path)) or "top level"
+        raise RecordError(f"{path}: does not fit the record schema at {where}: {error.message[:300]}")
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

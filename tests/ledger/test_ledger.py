@@ -1,0 +1,445 @@
+"""Claims, evidence, records and verdicts: what fails must raise, what is broken must be named."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import resources
+
+import pytest
+import torch
+
+from resid.errors import OptionError
+from resid.ledger import (
+    VERDICTS,
+    Cases,
+    ClaimFailed,
+    Counterexample,
+    LedgerError,
+    RecordError,
+    Seeds,
+    Symbolic,
+    UnknownClaimError,
+    claims,
+    finish_run,
+    get_claim,
+    papers,
+    read_record,
+    read_records,
+    record,
+    scoreboard,
+    start_run,
+    summary,
+    verdicts,
+)
+from resid.ledger.catalog import Claim, Smoke, _load
+from resid.ledger.evidence import from_json, to_json
+from resid.ledger.judge import judge_experiment
+
+THEOREM = "hardt-ma/theorem-2.1"  # ratio, no correction
+CORRECTABLE = "hardt-ma/eq-2.3"  # ratio, has a correction
+EXPERIMENT = next(c for c in claims() if c.kind == "experiment" and c.printed is not None and c.seeds == 5)
+
+
+def enough(claim_id, worst=0.5, **kind):
+    return Cases(get_claim(claim_id).cases, worst, "made up", **kind)
+
+
+def full_record(folder, *evidence, mode="full"):
+    """A finished record with this evidence, (claim id, evidence) pairs of one chapter."""
+    run = start_run(mode, folder=folder)
+    for claim_id, item in evidence:
+        record(claim_id, item)
+    finish_run()
+    return run.path
+
+
+# ------------------------------------------------------------------------------------------------------- claims.yaml
+
+
+def test_every_statement_of_three_papers_is_there():
+    counts = {paper.key: sum(c.paper == paper.key for c in claims()) for paper in papers()}
+    assert set(counts) == {"hardt-ma", "li", "zaeemzadeh"}
+    assert min(counts.values()) >= 50
+    assert sum(counts.values()) >= 200
+
+
+def test_claims_have_what_a_verdict_needs():
+    for claim in claims():
+        assert claim.seeds >= 1
+        assert claim.margin >= 0
+        if claim.kind == "experiment":
+            assert claim.target is not None, claim.id
+        else:
+            assert claim.cases >= 1, claim.id
+            # a margin of a theorem is for rounding; where it is for a printed number's digits, one case says so
+            assert claim.margin <= 1e-3 or claim.cases == 1 or claim.measure == "error", claim.id
+
+
+def test_statements_are_safe_in_a_table_row():
+    for claim in claims():
+        for text in (claim.statement, claim.correction, claim.where):
+            assert text.count("$") % 2 == 0, claim.id
+            assert "|" not in text, f"{claim.id}: write \\vert"
+            assert "\n" not in text
+
+
+def test_unknown_claim_names_near_ones():
+    with pytest.raises(UnknownClaimError, match=r"hardt-ma/theorem-9\.9.*near: .*theorem-2\.1"):
+        get_claim("hardt-ma/theorem-9.9")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda c: c["claims"][0].update(margin=-1), "margin"),
+        (lambda c: c["claims"][0].update(kind="lemma"), "kind"),
+        (lambda c: c["claims"][0].pop("test"), "'test' is a required property"),
+        (lambda c: c["claims"][0].update(surprise=1), "surprise"),
+        (lambda c: c["claims"].append(c["claims"][0]), "appears twice"),
+        (lambda c: c["papers"].pop(0), "no paper has the key"),
+    ],
+)
+def test_a_broken_claims_file_is_refused_by_entry(tmp_path, change, text):
+    import yaml
+
+    source = resources.files("resid.ledger").joinpath("claims.yaml")
+    content = yaml.safe_load(source.read_text("utf-8"))
+    content["claims"] = content["claims"][:2]
+    change(content)
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(LedgerError, match=text):
+        _load(path)
+    path.write_text("claims: [unclosed")
+    _load.cache_clear()
+    with pytest.raises(LedgerError, match="is not YAML"):
+        _load(path)
+    _load.cache_clear()
+
+
+# ---------------------------------------------------------------------------------------------------------- evidence
+
+
+@pytest.mark.parametrize(
+    ("claim_id", "evidence", "text"),
+    [
+        (THEOREM, Cases(10, 1.0001, "w"), r"the worst ratio is 1.0001, above 1"),
+        (THEOREM, Cases(10, math.nan, "w"), "the worst ratio is nan"),
+        (THEOREM, Cases(0, 0.5, "w"), "nothing was tried"),
+        (THEOREM, Cases(10, 0.5, "w", statement="corrected"), "no correction"),
+        (THEOREM, Symbolic(False, "d = 2"), "does not hold for d = 2"),
+        (THEOREM, Counterexample(1.0, 2.0, "<=", "w"), "not violated"),
+        (THEOREM, Counterexample(1.0, 1.0, "==", "w"), "not violated"),
+        (THEOREM, Counterexample(1 + 1e-12, 1.0, "<=", "w"), "not violated"),
+        (THEOREM, Counterexample(math.nan, 1.0, "<=", "w"), "not violated"),
+        (THEOREM, Seeds([1.0], [0], "w"), "not Seeds"),
+        ("hardt-ma/lemma-2.4", Cases(9, 1e-3, "w", statement="corrected"), "the worst error is 0.001, above 1e-10"),
+        (EXPERIMENT.id, Cases(10, 0.5, "w"), "it takes Seeds, not Cases"),
+        (EXPERIMENT.id, Seeds([1.0, 2.0], [0], "w"), "one value for each"),
+        (EXPERIMENT.id, Seeds([1.0, 2.0], [3, 3], "w"), "one value for each"),
+        (EXPERIMENT.id, Seeds([], [], "w"), "one value for each"),
+    ],
+)
+def test_evidence_that_fails_raises_and_is_on_record(tmp_path, claim_id, evidence, text):
+    run = start_run("smoke", folder=tmp_path)
+    with pytest.raises(ClaimFailed, match=text):
+        record(claim_id, evidence)
+    content = json.loads(run.path.read_text())
+    assert content["evidence"][0]["passed"] is False
+    assert content["finished"] is False
+
+
+def test_evidence_of_no_known_form_cannot_be_made():
+    with pytest.raises(OptionError, match="statement = 'both': one of 'printed', 'corrected'"):
+        Cases(10, 0.5, "w", statement="both")
+    with pytest.raises(OptionError, match="relation = '<': one of '<=', '>=', '=='"):
+        Counterexample(1.0, 2.0, "<", "w")
+
+
+def test_exact_counterexamples_need_no_margin():
+    claim = get_claim(THEOREM)
+    assert not Counterexample(1 + 1e-12, 1.0, "<=", "w", exact=True).problems(claim, "smoke")
+    assert not Counterexample(2.0, 1.0, "<=", "w").problems(claim, "smoke")
+    assert not Counterexample(1.0, 2.0, ">=", "w").problems(claim, "smoke")
+    assert not Counterexample(1.0, 2.0, "==", "w").problems(claim, "smoke")
+
+
+def test_full_runs_need_the_cases_fixed_beforehand():
+    claim = get_claim(THEOREM)
+    few = Cases(claim.cases - 1, 0.5, "w")
+    assert not few.problems(claim, "smoke")
+    assert "fixed for a full run" in few.problems(claim, "full")[0]
+
+
+def test_smoke_bars_of_experiments():
+    claim = replace(EXPERIMENT, smoke=Smoke("at-least", 0.9, "accuracy"))
+    assert not Seeds([0.95, 0.9], [0, 1], "w").problems(claim, "smoke")
+    assert "seed 1: accuracy is 0.89" in Seeds([0.95, 0.89], [0, 1], "w").problems(claim, "smoke")[0]
+    assert "seed 0 is nan" in Seeds([math.nan], [0], "w").problems(claim, "smoke")[0]
+    assert "no smoke bar" in Seeds([0.95], [0], "w").problems(replace(EXPERIMENT, smoke=None), "smoke")[0]
+    assert not Seeds([0.1], [0], "w").problems(claim, "full")  # the verdict says what it amounts to
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        Cases(3, 0.25, "w", statement="corrected"),
+        Cases(3, math.inf, "w"),
+        Symbolic(True, "d = 1", complete=True),
+        Counterexample(1.0, -math.inf, "<=", "w"),
+        Seeds([1.0, math.nan], [4, 5], "w"),
+    ],
+)
+def test_evidence_survives_json(evidence):
+    text = json.dumps(to_json(evidence), allow_nan=False)
+    assert repr(from_json(json.loads(text))) == repr(evidence)
+
+
+def test_tensors_become_numbers():
+    assert Cases(torch.tensor(3), torch.tensor(0.5), "w") == Cases(3, 0.5, "w")
+
+
+# ----------------------------------------------------------------------------------------------------------- records
+
+
+def test_a_record_says_what_ran_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESID_COMMAND", "papermill here.ipynb out.ipynb")
+    run = start_run("full", seeds=(3, 4), folder=tmp_path, precision="float64")
+    record(THEOREM, enough(THEOREM))
+    finish_run()
+    found = read_record(run.path)
+    assert run.path.name == "linear-factor.full.json"
+    info = found.info
+    assert info["chapter"] == "linear/factor"
+    assert info["seeds"] == [3, 4]
+    assert info["command"] == "papermill here.ipynb out.ipynb"
+    assert info["wall_seconds"] >= 0
+    assert set(info["versions"]) >= {"python", "torch", "numpy", "resid"}
+    assert len(info["commit"] or "0" * 40) == 40
+    assert found.entries[0].evidence == enough(THEOREM)
+
+
+def test_recipes_have_files_of_their_own(tmp_path):
+    run = start_run("full", folder=tmp_path, recipe="abc123")
+    record(THEOREM, enough(THEOREM))
+    assert run.path.name == "linear-factor.full.abc123.json"
+    finish_run()
+
+
+def test_a_run_belongs_to_one_chapter(tmp_path):
+    start_run("smoke", folder=tmp_path)
+    record(THEOREM, Cases(3, 0.5, "w"))
+    with pytest.raises(LedgerError, match="belongs to chapter 'linear/landscape'"):
+        record(CORRECTABLE, Cases(3, 0.5, "w", statement="corrected"))
+    finish_run()
+    with pytest.raises(LedgerError, match="no run is open"):
+        record(THEOREM, Cases(3, 0.5, "w"))
+    start_run("smoke", folder=tmp_path)
+    with pytest.raises(LedgerError, match="recorded no claim"):
+        finish_run()
+    with pytest.raises(OptionError, match="mode = 'fast'"):
+        start_run("fast", folder=tmp_path)
+
+
+def test_nothing_else_lies_in_the_folder_after_writing(tmp_path):
+    full_record(tmp_path, (THEOREM, enough(THEOREM)))
+    assert [p.name for p in tmp_path.iterdir()] == ["linear-factor.full.json"]
+
+
+def test_a_failed_write_keeps_the_old_record(tmp_path, monkeypatch):
+    path = full_record(tmp_path, (THEOREM, enough(THEOREM)))
+    before = path.read_bytes()
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("resid.ledger.store.os.fsync", no_space)
+    start_run("full", folder=tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        record(THEOREM, enough(THEOREM, 0.7))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_killed_process_leaves_a_whole_record_or_none(tmp_path):
+    """kill -9 in the middle of many writes: what lies there can be read, or says that its run did not finish."""
+    script = (
+        "import sys; from resid.ledger import Cases, record, start_run\n"
+        f"start_run('smoke', folder={str(tmp_path)!r})\n"
+        f"print('go', flush=True)\n"
+        f"while True: record({THEOREM!r}, Cases(3, .5, 'w'))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "go\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    process.kill()
+    process.wait(timeout=20)
+    process.stdout.close()
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["evidence"]
+    with pytest.raises(RecordError, match="did not finish"):
+        read_record(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda t: t[: len(t) // 2], "cannot be read as a record"),
+        (lambda t: "", "cannot be read as a record"),
+        (lambda t: t.replace("0.5", "0.4"), "does not match its checksum"),
+        (lambda t: t.replace('"smoke"', '"full"'), "does not match its checksum"),
+        (lambda t: t.replace('"finished": true', '"finished": false'), "does not match its checksum"),
+        (lambda t: t.replace('"seeds"', '"saat"', 1), "does not fit the record schema"),
+        (lambda t: "[]", "does not fit the record schema"),
+        (lambda t: "\x00\xff", "cannot be read|schema"),
+    ],
+)
+def test_damaged_records_are_refused_by_name(tmp_path, damage, text):
+    path = full_record(tmp_path, (THEOREM, Cases(3, 0.5, "w")), mode="smoke")
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(RecordError, match=text) as error:
+        read_records(tmp_path)
+    assert path.name in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------------- verdicts
+
+
+def verdict_of(folder, claim_id):
+    return verdicts(folder)[claim_id]
+
+
+def test_verdicts_on_theorems(tmp_path):
+    folder = iter(tmp_path / str(i) for i in range(10))
+
+    at = next(folder)
+    full_record(at, (THEOREM, enough(THEOREM)))
+    assert verdict_of(at, THEOREM).label == f"verified numerically ({get_claim(THEOREM).cases} cases)"
+
+    at = next(folder)
+    full_record(at, (THEOREM, enough(THEOREM)), (THEOREM, Symbolic(True, "d = 1")))
+    assert verdict_of(at, THEOREM).verdict == "verified numerically"
+    assert "symbolically for d = 1" in verdict_of(at, THEOREM).detail
+
+    at = next(folder)
+    full_record(at, (THEOREM, Symbolic(True, "every d", complete=True)))
+    assert verdict_of(at, THEOREM).verdict == "proved symbolically"
+
+    at = next(folder)
+    full_record(at, (THEOREM, Symbolic(True, "d = 1")))
+    assert verdict_of(at, THEOREM).verdict == "inconclusive"
+
+    at = next(folder)
+    full_record(at, (CORRECTABLE, Counterexample(1.0, 2.0, ">=", "an instance")))
+    assert verdict_of(at, CORRECTABLE).verdict == "refuted (counterexample)"
+    assert "1 >= 2 is false" in verdict_of(at, CORRECTABLE).detail
+
+    at = next(folder)
+    corrected = enough(CORRECTABLE, statement="corrected")
+    full_record(at, (CORRECTABLE, Counterexample(1.0, 2.0, ">=", "w")), (CORRECTABLE, corrected))
+    assert verdict_of(at, CORRECTABLE).verdict == "corrected"
+
+    assert verdict_of(next(folder), THEOREM).verdict == "not run"
+
+
+def test_contradicting_evidence_is_an_error(tmp_path):
+    full_record(tmp_path, (CORRECTABLE, Counterexample(1.0, 2.0, ">=", "w")), (CORRECTABLE, enough(CORRECTABLE)))
+    with pytest.raises(LedgerError, match="one record refutes the printed statement and another verifies it"):
+        verdicts(tmp_path)
+
+
+def test_a_smoke_record_never_counts_as_a_full_one(tmp_path):
+    full_record(tmp_path, (THEOREM, enough(THEOREM)), mode="smoke")
+    with pytest.raises(LedgerError, match="a smoke record where full records belong"):
+        verdicts(tmp_path)
+    found = verdicts(tmp_path / "nothing", smoke=tmp_path)
+    assert found[THEOREM].verdict == "not run"
+    assert found[THEOREM].smoke == "passed"
+
+
+def test_a_margin_tightened_later_counts(tmp_path, monkeypatch):
+    full_record(tmp_path, (THEOREM, enough(THEOREM, 0.9)))
+    strict = tuple(replace(c, measure="error", margin=0.5) if c.id == THEOREM else c for c in claims())
+    monkeypatch.setattr("resid.ledger.judge.claims", lambda: strict)
+    with pytest.raises(LedgerError, match=r"above 0\.5"):
+        verdicts(tmp_path)
+
+
+def test_a_record_of_an_unknown_claim_is_an_error(tmp_path, monkeypatch):
+    full_record(tmp_path, (THEOREM, enough(THEOREM)))
+    monkeypatch.setattr("resid.ledger.judge.claims", lambda: tuple(c for c in claims() if c.id != THEOREM))
+    with pytest.raises(LedgerError, match=r"linear-factor.full.json: claim .* is not in claims.yaml"):
+        verdicts(tmp_path)
+
+
+def claim(sense="equal", target=6.0, margin=0.5, seeds=5):
+    return Claim("x/y", "Table", "experiment", "s", "a/b", "t", margin, seeds, sense=sense, target=target)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "expected"),
+    [
+        ([6.0, 6.1, 5.9, 6.05, 5.95], {}, "reproduced"),
+        ([6.0, 6.1, 5.9], {}, "consistent"),  # fewer seeds than fixed
+        ([6.2], {}, "consistent"),
+        ([7.0], {}, "inconclusive"),  # one seed has no interval
+        ([6.4, 6.3, 6.6, 6.2, 6.7], {}, "consistent"),  # mean inside, interval across the edge
+        ([6.9, 6.2, 7.4, 6.0, 6.8], {}, "inconclusive"),  # mean outside, interval reaches in
+        ([8.0, 8.1, 7.9, 8.05, 7.95], {}, "not reproduced"),
+        ([8.0, 8.1], {}, "not reproduced"),
+        ([5.0, 5.1, 4.9, 5.05, 4.95], {}, "not reproduced"),  # better than printed is not equal to it
+        ([5.0, 5.1, 4.9, 5.05, 4.95], {"sense": "at-most"}, "reproduced"),
+        ([0.2, 0.3, 0.25, 0.2, 0.3], {"sense": "at-least", "target": 0.0, "margin": 0.0}, "reproduced"),
+        ([0.2, -0.3, 0.25, -0.2, 0.3], {"sense": "at-least", "target": 0.0, "margin": 0.0}, "consistent"),
+        ([6.0, math.nan], {}, "not reproduced"),
+    ],
+)
+def test_verdicts_on_experiments(values, options, expected):
+    verdict, detail = judge_experiment(claim(**options), values)
+    assert verdict == expected
+    assert detail
+
+
+def test_a_seed_recorded_twice_is_an_error(tmp_path):
+    for recipe in ("a", "b"):
+        start_run("full", folder=tmp_path, recipe=recipe)
+        record(EXPERIMENT.id, Seeds([1.0], [7], "w"))
+        finish_run()
+    with pytest.raises(LedgerError, match="seed 7 is recorded twice"):
+        verdicts(tmp_path)
+
+
+def test_an_experiment_not_reproduced_does_not_stop_a_full_run(tmp_path):
+    start_run("full", folder=tmp_path)
+    assert record(EXPERIMENT.id, Seeds([1e6 + i for i in range(5)], range(5), "w"))
+    finish_run()
+    assert verdict_of(tmp_path, EXPERIMENT.id).verdict == "not reproduced"
+
+
+def test_every_verdict_word_is_known(tmp_path):
+    assert {v.verdict for v in verdicts(tmp_path).values()} == {"not run"}
+    assert "not reproduced" in VERDICTS
+
+
+# -------------------------------------------------------------------------------------------------------- scoreboard
+
+
+def test_tables_count_every_claim_once(tmp_path):
+    full_record(tmp_path, (THEOREM, enough(THEOREM)))
+    found = verdicts(tmp_path)
+    text = summary(found)
+    assert text.splitlines()[-1].endswith(f"**{len(claims())}** |")
+    assert "| verified numerically | 1 | 0 | 0 | 1 |" in text
+    for paper in papers():
+        rows = scoreboard(paper.key, found).splitlines()
+        assert len(rows) == 2 + sum(c.paper == paper.key for c in claims())
+        assert len({row.count(" | ") for row in rows[2:]}) == 1  # no cell breaks its row
+
+
+def test_links_only_to_pages_that_exist(tmp_path):
+    text = scoreboard("hardt-ma", verdicts(tmp_path), pages={"linear/factor"})
+    assert "[linear/factor](linear/factor.ipynb)" in text
+    assert "(linear/landscape.ipynb)" not in text
