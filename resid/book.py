@@ -1,0 +1,186 @@
+"""What the notebooks share: setup report, checks with visible tolerances, glue, plot style, slider figure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from cycler import cycler
+from IPython.core.formatters import format_display_data
+from IPython.display import Markdown, display
+from matplotlib import style
+from matplotlib.axes import Axes
+
+from resid._slider import COLOURS, Series, SliderFigure, slider
+from resid.errors import OptionError, ResidError
+from resid.ledger import run as ledger_run
+from resid.ledger.catalog import get_claim
+from resid.ledger.evidence import Evidence, describe
+from resid.ledger.run import device_name, finish_run, start_run, versions
+
+__all__ = [
+    "COLOURS",
+    "CheckFailed",
+    "Series",
+    "SliderFigure",
+    "check",
+    "finish",
+    "glue",
+    "plot_measured",
+    "plot_theory",
+    "record",
+    "say",
+    "setup",
+    "slider",
+    "table",
+    "use_style",
+]
+
+_STYLE: dict[str, Any] = {
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "figure.figsize": (6.4, 3.8),
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "resid",
+}
+
+
+class CheckFailed(ResidError):
+    """A check of a chapter does not hold."""
+
+
+def setup(mode: str = "smoke", seed: int = 0) -> None:
+    """Begin a chapter: seed the generators, set the plot style, open the run for `record`, say what runs where.
+
+    Args:
+        mode: "smoke" or "full".
+        seed: for `random`, NumPy's and torch's global generators.
+
+    Raises:
+        OptionError: unknown mode.
+    """
+    start_run(mode, seeds=(seed,))
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries that use the global generator
+    torch.manual_seed(seed)
+    use_style()
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    print(f"mode {mode}, seed {seed}, device {device_name()}, {torch.get_num_threads()} threads\n{found}")
+
+
+def finish() -> None:
+    """End a chapter: close the record and show which claims it tested and how each went."""
+    rows = []
+    for claim_id, passed in finish_run().items():
+        claim = get_claim(claim_id)
+        rows.append((claim_id, claim.where, "passed" if passed else "**failed**"))
+    table(("claim", "where", "this run"), rows)
+
+
+def check(what: str, value: Any, *, at_most: float | None = None, at_least: float | None = None) -> None:
+    """Print a measured number beside its limit, and stop the chapter where it does not keep to it.
+
+    Args:
+        what: the quantity, in words. value: the number; NaN never passes. at_most, at_least: one or both limits.
+
+    Raises:
+        CheckFailed: outside the limits. OptionError: no limit given.
+
+    Example:
+        >>> check("reconstruction error", 2e-15, at_most=1e-12)
+        ok   reconstruction error: 2e-15 <= 1e-12
+    """
+    if at_most is None and at_least is None:
+        raise OptionError(f"check({what!r}) has neither at_most nor at_least: it could not fail")
+    number = float(value)
+    limits = [f"{sign} {limit:.6g}" for sign, limit in (("<=", at_most), (">=", at_least)) if limit is not None]
+    holds = (at_most is None or number <= at_most) and (at_least is None or number >= at_least)
+    text = f"{what}: {number:.6g} {' and '.join(limits)}"
+    if not holds:
+        raise CheckFailed(f"{text} does not hold")
+    print(f"ok   {text}")
+
+
+def record(claim_id: str, measured: Evidence, strict: bool | None = None) -> None:
+    """Record evidence for a claim in the open run (see `resid.ledger.run.record`) and print what it says.
+
+    Raises:
+        ClaimFailed: the evidence fails the claim by the margin fixed in claims.yaml.
+    """
+    held = ledger_run.record(claim_id, measured, strict)
+    about = " (corrected)" if measured.statement == "corrected" else ""
+    print(f"{'ok  ' if held else 'NOT '} {claim_id}{about}: {describe(measured, get_claim(claim_id))}")
+
+
+def glue(name: str, value: Any) -> None:
+    """Store a value in the notebook for the glue roles of MyST-NB, which is not needed where the notebook runs."""
+    prefix = "application/papermill.record/"
+    data, metadata = format_display_data(value)
+    display(
+        {prefix + kind: content for kind, content in data.items()},
+        raw=True,
+        metadata={**metadata, "scrapbook": {"name": name, "mime_prefix": prefix}},
+    )
+
+
+def say(text: str) -> None:
+    """Show Markdown made by code, so that every number in it comes from the run."""
+    display(Markdown(text))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Show a table; numbers are rounded to four significant digits."""
+    lines = [header, ["---"] * len(header), *rows]
+    say("\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines))
+
+
+def use_style() -> None:
+    """The book's plot style; figures become SVG where a notebook shows them."""
+    style.use(_STYLE)
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    set_matplotlib_formats("svg")
+
+
+def plot_theory(axes: Axes, x: Any, y: Any, label: str, **line_style: Any) -> None:
+    """A statement's curve: a line without points."""
+    axes.plot(_array(x), _array(y), "-", label=label, **line_style)
+
+
+def plot_measured(axes: Axes, x: Any, values: Any, label: str, **line_style: Any) -> None:
+    """Measurements: the median as points; with several seeds, values (seeds, points), the range as a band.
+
+    Raises:
+        OptionError: values is neither (points,) nor (seeds, points).
+    """
+    stack = np.atleast_2d(_array(values))
+    if stack.ndim != 2 or stack.shape[1] != len(_array(x)):
+        raise OptionError(f"values has shape {stack.shape}: (seeds, {len(_array(x))}) is needed")
+    (line,) = axes.plot(_array(x), np.median(stack, axis=0), "o", label=label, **line_style)
+    if len(stack) > 1:
+        axes.fill_between(_array(x), stack.min(0), stack.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value, float)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        value = value.item()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Experiments: data, and what is measured on it."""

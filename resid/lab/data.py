@@ -1,0 +1,150 @@
+"""Real data for the experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from resid.errors import ShapeError
+from resid.theory._check import as_real, check_option
+
+DATASETS = ("digits",)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images (n, height, width) in [0, 1], float64, their labels (n,), int64, and where they come from."""
+
+    images: Tensor
+    labels: Tensor
+    source: str
+
+
+def load_dataset(name: str = "digits") -> Dataset:
+    """A data set that needs no network.
+
+    "digits": 1,797 handwritten digits, 8 x 8, from the test part of "Optical Recognition of Handwritten Digits" (UCI
+    repository, E. Alpaydin and C. Kaynak, 1998; CC BY 4.0), as shipped with scikit-learn.
+
+    Raises:
+        OptionError: unknown name.
+
+    Example:
+        >>> load_dataset("digits").images.shape
+        torch.Size([1797, 8, 8])
+    """
+    check_option("name", name, DATASETS)
+    bunch = load_digits()
+    return Dataset(
+        torch.from_numpy(bunch.images / 16),
+        torch.from_numpy(bunch.target).to(torch.int64),
+        "UCI Optical Recognition of Handwritten Digits (test part), through scikit-learn",
+    )
+
+
+def rotated(images: Tensor, degrees: float) -> Tensor:
+    """Images (n, height, width) turned counter-clockwise about their centre, bilinear, zeros outside."""
+    return _per_image(images, lambda x: ndimage.rotate(x, degrees, axes=(2, 1), reshape=False, order=1))
+
+
+def shifted(images: Tensor, rows: float = 0.0, columns: float = 0.0) -> Tensor:
+    """Images (n, height, width) moved down and to the right by fractions of a pixel, bilinear, zeros outside."""
+    return _per_image(images, lambda x: ndimage.shift(x, (0, rows, columns), order=1))
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Images (n, height, width) with left and right exchanged."""
+    return _per_image(images, lambda x: x[:, :, ::-1])
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Principal components of a data set, scaled to unit variance: `encode` maps (n, p) or images to (n, k).
+
+    mean: (p,). components: (k, p), orthonormal rows by falling variance; the entry of largest magnitude of each is
+    positive, which fixes the sign that the decomposition leaves open. scale: (k,), standard deviations.
+    """
+
+    mean: Tensor
+    components: Tensor
+    scale: Tensor
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Whitened coordinates (n, k) of data (n, ...)."""
+        return (data.flatten(1) - self.mean) @ self.components.mT / self.scale
+
+
+def whitening(data: Tensor, components: int) -> Whitening:
+    """Principal components of data (n, ...) with unit variance (divisor n), signs fixed.
+
+    Args:
+        data: (n, ...), flattened to (n, p).
+        components: how many, at most the rank of the centred data.
+
+    Raises:
+        ShapeError, NotFiniteError: more components than the data have directions; NaN or infinity in the data.
+
+    Example:
+        >>> X = load_dataset("digits").images
+        >>> Z = whitening(X, 3).encode(X)
+        >>> bool(torch.allclose(Z.mT @ Z / len(Z), torch.eye(3, dtype=Z.dtype)))
+        True
+    """
+    rows = as_real("data", data).flatten(1)
+    mean = rows.mean(0)
+    _, singular, Vh = torch.linalg.svd(rows - mean, full_matrices=False)
+    rank = int((singular > singular[0] * max(rows.shape) * torch.finfo(rows.dtype).eps).sum())
+    if isinstance(components, bool) or not isinstance(components, int) or not 1 <= components <= rank:
+        raise ShapeError(f"components = {components!r}: an integer from 1 to {rank}, the rank of the data, is needed")
+    kept = Vh[:components]
+    largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
+    return Whitening(mean, kept * largest.sign(), singular[:components] / len(rows) ** 0.5)
+
+
+def image_pairs(transform: Callable[[Tensor], Tensor], components: int = 8) -> tuple[Tensor, Tensor]:
+    """Whitened digits and the same digits after a transformation, in the coordinates of the untransformed ones.
+
+    `resid.theory.landscape.regression_map` of the two is the linear map that the transformation amounts to.
+
+    Args:
+        transform: images (n, 8, 8) -> images (n, 8, 8).
+        components: how many principal components.
+
+    Returns:
+        X, Y: (1797, components), float64; X has mean 0 and second moment I.
+
+    Raises:
+        ShapeError: too many components.
+
+    Example:
+        >>> X, Y = image_pairs(mirrored, components=8)
+        >>> X.shape == Y.shape
+        True
+    """
+    images = load_dataset("digits").images
+    coordinates = whitening(images, components)
+    return coordinates.encode(images), coordinates.encode(transform(images))
+
+
+def _per_image(images: Tensor, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    if images.ndim != 3:
+        raise ShapeError(f"images has shape {tuple(images.shape)}: (n, height, width) is needed")
+    return torch.from_numpy(np.ascontiguousarray(change(images.numpy())))
+
+
+__all__ = [
+    "Dataset",
+    "Whitening",
+    "image_pairs",
+    "load_dataset",
+    "mirrored",
+    "rotated",
+    "shifted",
+    "whitening",
+]

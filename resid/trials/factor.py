@@ -1,0 +1,262 @@
+"""Trials of Hardt & Ma 2016, Theorem 2.1, its proof, and the bounds of this project."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from scipy.linalg import block_diag, schur
+from scipy.optimize import minimize_scalar
+from torch import Generator, Tensor
+
+from resid.errors import DepthError
+from resid.ledger.evidence import Cases, Counterexample
+from resid.theory.factor import (
+    compose,
+    factor_near_identity,
+    factorization_error,
+    max_layer_norm,
+    near_identity_bound,
+    near_identity_lower_bound,
+    spectral_gamma,
+)
+from resid.theory.targets import FAMILIES, random_rotation, sample_target
+
+__all__ = [
+    "FamilyTrial",
+    "family_trial",
+    "gamma_scaling",
+    "normal_targets",
+    "normal_targets_gap",
+    "orthogonal_blocks",
+    "positive_definite",
+    "search_least_norm",
+    "split_counterexample",
+    "split_rounded",
+]
+
+#: A reconstruction with a larger relative error than this ends a trial.
+_RECONSTRUCTS = 1e-12
+
+
+@dataclass(frozen=True)
+class FamilyTrial:
+    """Outcome of `family_trial`.
+
+    rows: per family its name, the worst ratio to the bound of the later versions for "svd" and for "polar", and the
+    mean for "polar". theorem: evidence for the later versions, both constructions. falls: for a constant that does not
+    depend on the depth. submission: for the first version where det R > 0.
+    """
+
+    rows: list[tuple[str, float, float, float]]
+    theorem: Cases
+    falls: Cases
+    submission: Cases
+
+
+def family_trial(per_family: int, generator: Generator) -> FamilyTrial:
+    """Factor targets of all nine families, d = 1..20, at depths from 3 gamma on; compare with both printed bounds.
+
+    Every product is multiplied out. Where the theorem asks for fewer layers than "svd" has factors, it is left out.
+
+    Raises:
+        ArithmeticError: a product misses its target.
+    """
+    rows, worst, worst_first, falls = [], 0.0, 0.0, 0.0
+    for family in FAMILIES:
+        ratios: dict[str, list[float]] = {"svd": [], "polar": []}
+        for case in range(per_family):
+            R = sample_target(family, 1 + case % 20, generator)
+            gamma = spectral_gamma(R)
+            depth = max(1, math.ceil(3 * gamma)) + (0, 2, 17)[case % 3]
+            bound, first = (near_identity_bound(R, depth, version) for version in ("v3", "submission"))
+            norm = _checked_norm(R, depth, "polar")
+            ratios["polar"].append(norm / bound)
+            worst_first = max(worst_first, norm / first)
+            twice = _checked_norm(R, 2 * depth, "polar")
+            falls = max(falls, 2 * depth * twice / (4 * math.pi + 3 * gamma))
+            try:
+                ratios["svd"].append(_checked_norm(R, depth, "svd") / bound)
+            except DepthError:
+                continue
+        worst = max(worst, *ratios["svd"], *ratios["polar"])
+        rows.append((family, max(ratios["svd"]), max(ratios["polar"]), float(np.mean(ratios["polar"]))))
+    total, what = per_family * len(FAMILIES), f"nine families, {per_family} each, d <= 20"
+    return FamilyTrial(
+        rows,
+        Cases(total, worst, f"{what}, both constructions"),
+        Cases(total, falls, f"{what}, at twice the depth"),
+        Cases(total, worst_first, f"{what}, det R > 0, polar construction", statement="corrected"),
+    )
+
+
+def _checked_norm(R: Tensor, depth: int, method: str) -> float:
+    A = factor_near_identity(R, depth, method)
+    error = factorization_error(A, R)
+    if not error < _RECONSTRUCTS:
+        raise ArithmeticError(f"{method}, depth {depth}: the product misses R by {error:.2e}")
+    return float(max_layer_norm(A))
+
+
+def positive_definite(n: int, generator: Generator) -> tuple[Cases, Cases]:
+    """Positive definite targets, d = 1..20: ||R^(1/l) - I|| against 3 gamma/l, and against e^(gamma/l) - 1."""
+    worst, worst_root = 0.0, 0.0
+    for case in range(n):
+        R = sample_target("positive definite", 1 + case % 20, generator)
+        gamma = spectral_gamma(R)
+        depth = max(1, math.ceil(3 * gamma)) + case % 7
+        norm = _checked_norm(R, depth, "polar")
+        worst = max(worst, norm / (3 * gamma / depth))
+        worst_root = max(worst_root, norm / math.expm1(gamma / depth))
+    what = "random positive definite maps, d <= 20"
+    return Cases(n, worst, what), Cases(n, worst_root, what, statement="corrected")
+
+
+def orthogonal_blocks(n: int, generator: Generator) -> tuple[Cases, Cases]:
+    """Real Schur forms of orthogonal matrices of both determinants, and of normal matrices, d = 1..12.
+
+    The first number is the worst of: what lies outside the blocks; the distance of a 2 x 2 block from a rotation; 1 if
+    the parity of the blocks -1 disagrees with the determinant. The second is the error of S diag(blocks) S^T.
+    """
+    worst, worst_normal = 0.0, 0.0
+    for case in range(n):
+        d, sign = 1 + case % 12, (-1) ** (case // 12)
+        Q = random_rotation(d, generator)
+        Q[0] *= sign
+        blocks, error = _schur_blocks(Q.numpy())
+        turns = [np.linalg.norm(b.T @ b - np.eye(2)) + abs(np.linalg.det(b) - 1) for b in blocks if len(b) == 2]
+        minus = sum(len(b) == 1 and b[0, 0] < 0 for b in blocks)
+        worst = max(worst, error, *turns, float((-1) ** minus != sign))
+        normal = Q.mT @ _normal_blocks(d, generator)[0] @ Q
+        worst_normal = max(worst_normal, _schur_blocks(normal.numpy())[1])
+    return (
+        Cases(n, worst, "random orthogonal matrices, d <= 12, both determinants", statement="corrected"),
+        Cases(n, worst_normal, "random normal matrices, d <= 12"),
+    )
+
+
+def _schur_blocks(matrix: np.ndarray) -> tuple[list[np.ndarray], float]:
+    """Diagonal blocks of the real Schur form, and the relative error of S diag(blocks) S^T."""
+    form, S = schur(matrix, output="real")
+    starts = [i for i in range(len(form)) if i == 0 or form[i, i - 1] == 0]
+    blocks = [form[i:j, i:j] for i, j in zip(starts, [*starts[1:], len(form)], strict=True)]
+    return blocks, float(np.linalg.norm(S @ block_diag(*blocks) @ S.T - matrix) / np.linalg.norm(matrix))
+
+
+def _normal_blocks(d: int, generator: Generator, largest_angle: float = math.pi) -> tuple[Tensor, list[complex]]:
+    """diag of scaled plane rotations, and a 1 x 1 block e^g if d is odd; with its eigenvalues, one of each pair."""
+    blocks, values = [], []
+    for _ in range(d // 2):
+        u, w = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        value = math.exp(2 * w - 1) * complex(math.cos(largest_angle * u), math.sin(largest_angle * u))
+        blocks.append(torch.tensor([[value.real, -value.imag], [value.imag, value.real]], dtype=torch.float64))
+        values.append(value)
+    if d % 2:
+        value = math.exp(float(torch.randn((), generator=generator, dtype=torch.float64)))
+        blocks.append(torch.tensor([[value]], dtype=torch.float64))
+        values.append(complex(value))
+    return torch.block_diag(*blocks), values
+
+
+def normal_targets(n: int, generator: Generator) -> list[tuple[Tensor, int, float]]:
+    """Normal targets without negative eigenvalues, d <= 7: R, depth, max ``|lambda^(1/depth) - 1|`` (principal)."""
+    found = []
+    for case in range(n):
+        d, depth = 2 + case % 6, 2 + case % 9
+        S = random_rotation(d, generator)
+        block, values = _normal_blocks(d, generator, largest_angle=3.1)
+        found.append((S @ block @ S.mT, depth, max(abs(value ** (1 / depth) - 1) for value in values)))
+    return found
+
+
+def normal_targets_gap(n: int, generator: Generator) -> tuple[float, float]:
+    """How far the polar norm, and the lower bound, are at most from max ``|lambda^(1/depth) - 1|`` (cut off at 1)."""
+    gap, slack = 0.0, 0.0
+    for R, depth, exact in normal_targets(n, generator):
+        gap = max(gap, abs(_checked_norm(R, depth, "polar") - exact))
+        slack = max(slack, abs(min(exact, 1.0) - near_identity_lower_bound(R, depth)))
+    return gap, slack
+
+
+def split_counterexample(angle: float = 3.1, depth: int = 5) -> Counterexample:
+    """Two plane turns by `angle`, as U and V^T: the best of all whole splits against the bound of the first version."""
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    best = min(_three_factor_norm(turn, np.ones(2), turn, (q, 0, depth - q)) for q in range(1, depth))
+    what = f"two turns by {angle:g}, {depth} layers: best whole split against the bound of the first version"
+    return Counterexample(best, near_identity_bound(turn @ turn, depth, "submission"), "<=", what)
+
+
+def split_rounded(n: int, generator: Generator) -> Cases:
+    """Layers of the three factors rounded to whole numbers, against (4 pi + 3 gamma)/depth.
+
+    Each rotation gets q = floor(2 pi depth/(4 pi + 3 gamma)) layers, the stretch the rest. Counted where q >= 1 and the
+    stretch has at least max(1, gamma) layers.
+    """
+    tried, worst = 0, 0.0
+    for case in range(n):
+        R = sample_target(FAMILIES[case % len(FAMILIES)], 2 + case % 12, generator)
+        U, K, Vh = np.linalg.svd(R.numpy())
+        if np.linalg.det(U) < 0:
+            U[:, -1], Vh[-1] = -U[:, -1], -Vh[-1]
+        gamma = float(np.abs(np.log(K)).max())
+        depth = max(3, math.ceil(3 * gamma)) + case % 5
+        q = math.floor(2 * math.pi * depth / (4 * math.pi + 3 * gamma))
+        p = depth - 2 * q
+        if q >= 1 and p >= max(1, gamma):
+            norm = _three_factor_norm(U, K, Vh, (q, p, q))
+            worst, tried = max(worst, norm * depth / (4 * math.pi + 3 * gamma)), tried + 1
+    return Cases(tried, worst, "nine families, d <= 13, numbers of layers rounded down", statement="corrected")
+
+
+def _three_factor_norm(U: np.ndarray, K: np.ndarray, Vh: np.ndarray, counts: tuple[int, int, int]) -> float:
+    """Largest layer norm when U, K and V^T get so many layers; 0 layers only for a trivial K."""
+    q_u, p, q_v = counts
+    angles = [float(np.abs(np.angle(np.linalg.eigvals(rotation))).max()) for rotation in (U, Vh)]
+    stretch = float(np.abs(np.expm1(np.log(K) / p)).max()) if p else 0.0
+    return max(2 * math.sin(angles[0] / (2 * q_u)), stretch, 2 * math.sin(angles[1] / (2 * q_v)))
+
+
+def gamma_scaling(n: int, generator: Generator) -> Cases:
+    """Numerical minimum of gamma(cR) over c > 0 against half the logarithm of the condition number; d = 4."""
+    worst = 0.0
+    for _ in range(n):
+        U, V = random_rotation(4, generator), random_rotation(4, generator)
+        decades = 8 * float(torch.rand((), generator=generator))
+        R = U @ (torch.logspace(1, 1 - decades, 4, dtype=torch.float64)[:, None] * V)
+        best = minimize_scalar(
+            lambda c, R=R: spectral_gamma(math.exp(c) * R), bounds=(-30, 30), method="bounded", options={"xatol": 1e-10}
+        )
+        half = 0.5 * math.log(np.linalg.cond(R.numpy()))
+        worst = max(worst, abs(best.fun - half) / half)
+    return Cases(n, worst, "random maps, d = 4, condition numbers from 1 to 1e8")
+
+
+def search_least_norm(R: Tensor, depth: int) -> tuple[float, float]:
+    """Least largest layer norm that L-BFGS finds from the polar construction, and the relative error of the product.
+
+    All layers but the last are free, the last makes the product exact; power means of growing power stand in for the
+    maximum. An estimate from above of the true minimum.
+    """
+    eye = torch.eye(len(R), dtype=R.dtype)
+    free = factor_near_identity(R, depth)[:-1].clone().requires_grad_()
+
+    def layers() -> Tensor:
+        last = torch.linalg.solve(compose(free).mT, R.mT).mT - eye
+        return torch.cat([free, last[None]])
+
+    def loss(power: int) -> Tensor:
+        free.grad = None
+        norms = torch.linalg.matrix_norm(layers(), ord=2)
+        largest = norms.max().detach()
+        value = largest * ((norms / largest) ** power).mean() ** (1 / power)
+        value.backward()
+        return value
+
+    for power in (16, 64, 256, 1024):
+        optimizer = torch.optim.LBFGS([free], max_iter=150, line_search_fn="strong_wolfe", tolerance_grad=1e-12)
+        optimizer.step(partial(loss, power))
+    A = layers().detach()
+    return float(max_layer_norm(A)), factorization_error(A, R)
