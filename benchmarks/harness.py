@@ -1,0 +1,118 @@
+"""Measure rows: each side in a process of its own, so that its peak memory is its own; repeated, the median kept.
+
+A row is a function that returns two sides, ours and the peer's. A side prepares its input outside the clock and does
+`units` units of work (layers, say) under it; the ratio compares times per unit, so that a slow peer may do fewer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resid.ledger.run import device_name, git_commit, versions
+
+RESULTS = Path(__file__).parent / "results"
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Side:
+    """prepare() -> input, outside the clock; work(input), under it; units of work done; what it is, in words."""
+
+    what: str
+    prepare: Callable[[], Any]
+    work: Callable[[Any], Any]
+    units: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison: name, what it shows, the two sides, the limits it must keep, threads used."""
+
+    name: str
+    what: str
+    ours: Side
+    peer: Side
+    threads: int
+    least_ratio: float = 1.0
+    most_seconds: float | None = None
+    most_gib: float | None = None
+    unit: str = "call"
+
+
+def _measure(rows: str, name: str, which: str, pipe: Any) -> None:
+    """In the child: find the row again by the module that holds it, since functions do not travel."""
+    (row,) = (row for row in importlib.import_module(rows).ROWS if row.name == name)
+    torch.set_num_threads(row.threads)
+    side: Side = getattr(row, which)
+    seconds = []
+    for _ in range(REPEATS):
+        given = side.prepare()
+        started = time.perf_counter()
+        side.work(given)
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    pipe.send({"what": side.what, "units": side.units, "seconds": seconds, "peak_gib": peak / 2**30})
+
+
+def measure(row: Row, rows: str = "benchmarks.rows") -> dict[str, Any]:
+    """Run both sides and judge the limits.
+
+    Args:
+        row: the row. rows: the module whose `ROWS` has it.
+
+    Raises:
+        RuntimeError: a side's process failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    sides = {}
+    for which in ("ours", "peer"):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_measure, args=(rows, row.name, which, sender))
+        process.start()
+        sender.close()
+        try:
+            sides[which] = receiver.recv()
+        except EOFError:
+            raise RuntimeError(f"{row.name}: the process measuring {which!r} failed") from None
+        finally:
+            process.join()
+    each = {which: statistics.median(side["seconds"]) / side["units"] for which, side in sides.items()}
+    ratio = each["peer"] / each["ours"]
+    ours = sides["ours"]
+    problems = []
+    if ratio < row.least_ratio:
+        problems.append(f"ratio {ratio:.2f} < {row.least_ratio}")
+    if row.most_seconds is not None and statistics.median(ours["seconds"]) > row.most_seconds:
+        problems.append(f"{statistics.median(ours['seconds']):.2f} s > {row.most_seconds} s")
+    if row.most_gib is not None and ours["peak_gib"] > row.most_gib:
+        problems.append(f"{ours['peak_gib']:.2f} GiB > {row.most_gib} GiB")
+    commit, dirty = git_commit()
+    return {
+        "row": row.name, "what": row.what, "unit": row.unit, "threads": row.threads, "ratio": ratio, "sides": sides,
+        "limits": {"least_ratio": row.least_ratio, "most_seconds": row.most_seconds, "most_gib": row.most_gib},
+        "problems": problems, "device": device_name(), "cores": os.cpu_count(), "versions": versions(),
+        "commit": commit, "dirty": dirty,
+    }  # fmt: skip
+
+
+def save(result: dict[str, Any]) -> Path:
+    """Write one row's result beside the others."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{result['row']}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(path)
+    return path

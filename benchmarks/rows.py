@@ -1,0 +1,5 @@
+"""Every row of `make bench`."""
+
+from benchmarks import linear
+
+ROWS = linear.ROWS
