@@ -1,0 +1,53 @@
+# Everything runs in .venv, which the first target that needs it creates. `make help` explains the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+READY := .venv/.ready
+URL ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help book test check teeth serve bench evidence readme repository clean distclean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@echo
+	@echo "  PYTHON=python3.12 chooses the interpreter, TORCH=cpu or TORCH=cuda the build of PyTorch."
+
+$(READY): pyproject.toml constraints.txt tools/bootstrap.py
+	@$(PYTHON) tools/bootstrap.py
+	@touch $@
+
+book: $(READY)  ## execute what has changed and build the website in _build/html
+	@$(RUN) tools.site
+
+test: $(READY)  ## the tests of the library, the ledger, the notebooks' form and the project's files
+	@$(RUN) pytest -q
+
+check: $(READY)  ## everything CI checks: lint, types, tests, notebooks, site, links, browser, twin, teeth
+	@$(RUN) tools.check
+
+teeth: $(READY)  ## break the code on purpose and see tests and chapters fail
+	@$(RUN) tests.teeth
+
+serve: $(READY)  ## build the website and show it on http://127.0.0.1:8000 until interrupted
+	@$(RUN) tools.site
+	@$(RUN) http.server --bind 127.0.0.1 --directory _build/html 8000
+
+bench: $(READY)  ## time the library beside its peers and write benchmarks/results
+	@$(RUN) benchmarks
+
+evidence: $(READY)  ## run the chapters in full and write their records to results/
+	@$(RUN) tools.evidence
+
+readme: $(READY)  ## bring the README's scoreboard and figure up to date
+	@$(RUN) tools.readme
+
+repository: $(READY)  ## make repository URL=https://github.com/owner/name: set the project's address everywhere
+	@$(RUN) tools.repository $(URL)
+
+clean:  ## remove everything built, but not .venv
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv as well
+	rm -rf .venv

@@ -1,0 +1,171 @@
+"""The notebook kit: checks that can fail, glue as MyST-NB reads it, tables, plots, the slider."""
+
+import json
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+mpl.use("agg")
+
+import matplotlib.pyplot as plt
+
+from resid import book
+from resid.errors import OptionError, ShapeError
+from resid.ledger import Cases, ClaimFailed, LedgerError
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook would display."""
+    out = []
+    monkeypatch.setattr("resid.book.display", lambda *items, **options: out.append((items, options)))
+    return out
+
+
+def test_check_prints_number_and_limit_and_can_fail(capsys):
+    book.check("error", torch.tensor(0.5), at_most=1)
+    assert capsys.readouterr().out == "ok   error: 0.5 <= 1\n"
+    book.check("error", 0.5, at_most=1, at_least=0.25)
+    assert capsys.readouterr().out == "ok   error: 0.5 <= 1 and >= 0.25\n"
+    for value, limits in [(1.5, {"at_most": 1}), (0.5, {"at_least": 1}), (float("nan"), {"at_most": 1})]:
+        with pytest.raises(book.CheckFailed, match="does not hold"):
+            book.check("error", value, **limits)
+    with pytest.raises(OptionError, match="could not fail"):
+        book.check("error", 0.5)
+
+
+def test_setup_seeds_reports_and_opens_a_run(capsys, monkeypatch, tmp_path, shown):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    draws = []
+    for _ in range(2):
+        book.setup("smoke", seed=5)
+        draws.append((torch.rand(1).item(), np.random.rand()))  # noqa: NPY002
+    assert draws[0] == draws[1]
+    text = capsys.readouterr().out
+    assert re.search(r"mode smoke, seed 5, device .+, \d+ threads\npython 3\.\d+", text)
+    assert "torch" in text
+    book.record("hardt-ma/theorem-2.1", Cases(9, 0.5, "made up"))
+    assert "ok   hardt-ma/theorem-2.1: 9 cases, worst ratio 0.5 <= 1 (made up)" in capsys.readouterr().out
+    book.finish()
+    assert "| hardt-ma/theorem-2.1 | Theorem 2.1 (later versions) | passed |" in shown[0][0][0].data
+    assert json.loads((tmp_path / "linear-factor.smoke.json").read_text())["finished"]
+    with pytest.raises(LedgerError, match="no run is open"):
+        book.record("hardt-ma/theorem-2.1", Cases(9, 0.5, "made up"))
+    with pytest.raises(OptionError, match="mode = 'quick'"):
+        book.setup("quick")
+
+
+def test_a_failed_claim_stops_a_notebook(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    book.setup()
+    with pytest.raises(ClaimFailed):
+        book.record("hardt-ma/theorem-2.1", Cases(9, 1.5, "made up"))
+    assert "ok" not in capsys.readouterr().out.split("\n", 2)[2]
+
+
+def test_glue_has_the_mime_bundle_of_myst_nb(shown):
+    book.glue("norm", 0.25)
+    ((data,), options) = shown[0]
+    assert data == {"application/papermill.record/text/plain": "0.25"}
+    assert options["raw"]
+    assert options["metadata"]["scrapbook"] == {"name": "norm", "mime_prefix": "application/papermill.record/"}
+
+
+def test_tables_round_numbers(shown):
+    book.table(("a", "b"), [(1 / 3, torch.tensor(2.0)), ("text", 7)])
+    assert shown[0][0][0].data == "| a | b |\n| --- | --- |\n| 0.3333 | 2 |\n| text | 7 |"
+
+
+def test_measurements_are_points_with_a_band():
+    _, axes = plt.subplots()
+    book.plot_theory(axes, [1, 2, 3], torch.tensor([1.0, 2.0, 3.0]), "theory")
+    book.plot_measured(axes, [1, 2, 3], torch.tensor([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [0.0, 1.0, 2.0]]), "measured")
+    line, points = axes.lines
+    assert line.get_linestyle() == "-"
+    assert points.get_marker() == "o"
+    assert points.get_linestyle() == "None"
+    np.testing.assert_allclose(points.get_ydata(), [1, 2, 3])
+    (band,) = axes.collections
+    low, high = band.get_paths()[0].get_extents().get_points()[:, 1]
+    assert (low, high) == (0.0, 4.0)
+    book.plot_measured(axes, [1, 2], [3.0, 4.0], "one seed")
+    assert len(axes.collections) == 1
+    with pytest.raises(OptionError, match=r"\(seeds, 2\) is needed"):
+        book.plot_measured(axes, [1, 2], [[1, 2, 3]], "wrong")
+    plt.close("all")
+
+
+def test_colours_differ_for_every_eye():
+    """Luminance on white is dark enough for text-sized marks (WCAG contrast 3), and no two are alike."""
+    assert len(set(book.COLOURS)) == len(book.COLOURS)
+    for colour in book.COLOURS:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        assert 1.05 / (luminance + 0.05) >= 3, colour
+
+
+def slider(**change):
+    given = {
+        "x": [1, 10, 100],
+        "series": [
+            book.Series("line", [[1, 2, 3], [2, 3, 4]]),
+            book.Series("points", [[1, 2, 3], [2, 3, float("nan")]], "measured"),
+        ],
+        "positions": [0.5, 1.5],
+        "readings": ["first <reading>", "second"],
+        "name": "gamma",
+        "xlabel": "depth",
+        "ylabel": "norm",
+        "alt": 'curves & "points"',
+    }  # fmt: skip
+    return book.slider(**(given | change))
+
+
+def test_slider_is_self_contained_and_readable_without_script():
+    html = slider(log_x=True)._repr_html_()
+    assert "http" not in html
+    assert 'aria-label="curves &amp; &quot;points&quot;"' in html
+    assert "<li>first &lt;reading&gt;</li><li>second</li>" in html
+    assert '<input type="range" min="0" max="1" value="0"' in html
+    assert html.count("data-curve=") == 2 + html.count("path[data-curve]") * 0
+    data = json.loads(re.search(r"d=(\{.*?\}),\s*i=", html, re.DOTALL)[1])
+    assert len(data["paths"]) == 2
+    assert len(data["paths"][0]) == 2
+    assert data["positions"] == ["0.5", "1.5"]
+    assert data["paths"][1][1].count("M") == 2  # the missing point is not drawn
+    assert slider()._repr_html_() == slider()._repr_html_()
+    assert 'value="1"' in slider(start=1)._repr_html_()
+
+
+def test_slider_places_points_where_they_belong():
+    """Three points at 1, 10, 100 on a logarithmic axis are equally spaced; larger values are higher up."""
+    html = slider(log_x=True, series=[book.Series("line", [[1, 2, 3], [3, 2, 1]])])._repr_html_()
+    first, second = json.loads(re.search(r"d=(\{.*?\}),\s*i=", html, re.DOTALL)[1])["paths"][0]
+    at = [[float(v) for v in pair.split()] for pair in re.findall(r"[ML]([\d. ]+)", first)]
+    assert at[1][0] - at[0][0] == pytest.approx(at[2][0] - at[1][0], abs=0.2)
+    assert at[0][1] > at[1][1] > at[2][1]
+    assert second != first
+
+
+def test_slider_cannot_end_the_script_element():
+    assert "</script><b>" not in slider(readings=["</script><b>", "x"])._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"series": [book.Series("line", [[1, 2, 3]])]}, ShapeError, r"\(2 positions, 3 points\) is needed"),
+        ({"series": [book.Series("line", [[1, 2, 3]] * 2, "dots")]}, OptionError, "kind 'dots'"),
+        ({"readings": ["one"]}, ShapeError, "1 readings for 2 positions"),
+        ({"alt": " "}, OptionError, "alt is empty"),
+        ({"start": 2}, OptionError, "start = 2"),
+        ({"x": [0, -1, -2], "log_x": True}, OptionError, "nothing to draw on the logarithmic x axis"),
+    ],
+)
+def test_slider_refuses_what_it_cannot_draw(change, error, text):
+    with pytest.raises(error, match=text):
+        slider(**change)

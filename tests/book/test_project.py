@@ -1,0 +1,201 @@
+"""The project's files agree with each other: addresses, versions, dependencies, layers, and what must not be there."""
+
+import ast
+import itertools
+import json
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from resid.ledger import claims, read_records
+from tools.bootstrap import torch_source
+from tools.lint_notebooks import parameter_problems, problems
+from tools.notebooks import in_toc, notebooks
+from tools.paths import ROOT
+from tools.readme import with_scoreboard
+from tools.repository import address, rewritten, setup_cell, version
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def tracked():
+    """Files of the project, as git sees them (tracked, or new and not ignored)."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
+
+
+def imports_of(path):
+    """Top-level and nested `resid` imports of a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+ALLOWED = {  # what a package of resid may import from resid, besides itself and resid.errors
+    "theory": set(),
+    "lab": {"theory"},
+    "ledger": set(),
+    "trials": {"theory", "lab", "ledger"},
+}
+
+
+def test_layers_import_only_what_is_below_them():
+    for path in (ROOT / "resid").rglob("*.py"):
+        parts = path.relative_to(ROOT / "resid").parts
+        names = {n for n in imports_of(path) if n.startswith(("tests", "tools", "benchmarks"))}
+        assert not names, f"{path}: imports {names}"
+        if len(parts) == 1:
+            continue
+        used = {n.split(".")[1] for n in imports_of(path) if n.startswith("resid.")}
+        extra = used - ALLOWED[parts[0]] - {parts[0], "errors"}
+        assert not extra, f"{path.relative_to(ROOT)} imports resid.{extra}"
+
+
+def test_modules_stay_small():
+    long = {p: len(p.read_text().splitlines()) for p in (ROOT / "resid").rglob("*.py")}
+    assert not {p: n for p, n in long.items() if n > 500}
+
+
+def test_environment_yml_says_nothing_that_pyproject_does_not():
+    content = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert set(content) == {"name", "channels", "dependencies"}
+    assert content["channels"] == ["conda-forge"]
+    python, pip, inner = content["dependencies"]
+    assert pip == "pip"
+    assert inner == {"pip": ["-e .[book,run]"]}
+    assert {"book", "run"} <= set(PROJECT["optional-dependencies"])
+    minor = re.fullmatch(r"python=(3\.\d+)", python)[1]
+    assert f"Programming Language :: Python :: {minor}" in PROJECT["classifiers"]
+    binder = yaml.safe_load((ROOT / ".binder" / "environment.yml").read_text())
+    assert binder["dependencies"][:2] == content["dependencies"][:2]
+    assert binder["dependencies"][2]["pip"][1:] == inner["pip"]
+
+
+def test_constraints_fit_the_requirements():
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        requirement = Requirement(line)
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "=="
+        pins[requirement.name.lower().replace("_", "-")] = specifier.version
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    for text in itertools.chain.from_iterable(groups):
+        requirement = Requirement(text)
+        name = requirement.name.lower().replace("_", "-")
+        if name == "pyarrow":
+            continue  # only for ImageNet, which `make` does not install
+        assert name in pins, f"{name} has no constraint"
+        assert requirement.specifier.contains(pins[name]), f"{name}: {pins[name]} does not fit {text}"
+    assert "jupyter-book>=1.0.4.post1,<2" in PROJECT["optional-dependencies"]["book"]
+
+
+def test_the_version_is_one():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"] == version()
+    assert f"@v{version()}" in setup_cell()
+
+
+def test_the_address_stands_in_config_alone():
+    name = address().removeprefix("https://github.com/")
+    for path in tracked():
+        if path.name == "_config.yml" or path.suffix in (".svg", ".inv", ".png"):
+            continue
+        text = path.read_text("utf-8")
+        if path.suffix == ".ipynb":
+            continue
+        assert name not in text, f"{path.relative_to(ROOT)} repeats the repository's address"
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
+def test_setup_cells_are_written_from_config(path):
+    assert path.read_text("utf-8") == rewritten(path), "run `make repository`"
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
+def test_notebooks_have_the_form(path):
+    assert problems(path) == []
+
+
+def test_parameter_files_name_known_parameters():
+    assert parameter_problems() == []
+
+
+def test_every_notebook_and_page_is_in_the_book():
+    there = {p for p in (ROOT / "book").rglob("*") if p.suffix in (".ipynb", ".md")}
+    assert there == set(in_toc())
+
+
+def test_readme_scoreboard_is_what_the_ledger_says():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text == with_scoreboard(text), "run `make readme`"
+
+
+def test_readme_commands_exist():
+    text = (ROOT / "README.md").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"`?\bmake ([a-z]+)\b", text):
+        assert target in targets | {"and"}, target
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_claim_of_a_written_chapter_is_on_record():
+    """A chapter that exists tests all its claims; a record in results/ says so."""
+    written = {p.relative_to(ROOT / "book").with_suffix("").as_posix() for p in notebooks()}
+    wanted = {c.id for c in claims() if c.chapter in written}
+    recorded = {e.claim for r in read_records(ROOT / "results") for e in r.entries}
+    assert wanted <= recorded, f"not tested: {sorted(wanted - recorded)}"
+
+
+def test_records_come_from_committed_code():
+    for record in read_records(ROOT / "results"):
+        assert record.info["dirty"] is False, record.path.name
+        assert record.info["commit"], record.path.name
+        assert "/" not in record.info["command"].replace("book/", "").replace("linear/", ""), record.info["command"]
+
+
+def test_no_path_of_a_machine_and_no_foreign_word():
+    words = re.compile(r"/(home|root|work|mnt)/[a-z]|\bthis session\b|\bas an ai\b|lorem ipsum", re.IGNORECASE)
+    own = {ROOT / "tests" / "book" / "test_project.py", ROOT / "tools" / "lint_notebooks.py"}
+    for path in tracked():
+        if path in own or path.suffix in (".svg", ".inv"):
+            continue
+        found = words.search(path.read_text("utf-8"))
+        assert not found, f"{path.relative_to(ROOT)}: {found[0]!r}"
+
+
+def test_no_large_file():
+    for path in tracked():
+        assert path.stat().st_size < 4 << 20, path
+
+
+def test_notebooks_are_plain_json_with_a_newline():
+    for path in notebooks():
+        text = path.read_text("utf-8")
+        assert text.endswith("}\n")
+        assert json.loads(text)["nbformat"] == 4
+
+
+def test_torch_source_follows_the_wish(monkeypatch):
+    monkeypatch.setenv("TORCH", "cuda")
+    assert torch_source() == []
+    monkeypatch.setenv("TORCH", "gpu")
+    with pytest.raises(SystemExit, match="TORCH=gpu: auto, cpu or cuda"):
+        torch_source()
+    monkeypatch.setenv("TORCH", "cpu")
+    monkeypatch.setattr("tools.bootstrap.platform.system", lambda: "Linux")
+
+    def refuse(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr("tools.bootstrap.urllib.request.urlopen", refuse)
+    assert torch_source() == []

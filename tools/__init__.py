@@ -1,0 +1,1 @@
+"""Commands behind the Makefile: bootstrap, execution of notebooks, the site, and its checks."""
