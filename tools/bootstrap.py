@@ -34,7 +34,7 @@ def main() -> None:
             shutil.rmtree(VENV, ignore_errors=True)
             sys.exit("creating the environment failed; on Debian or Ubuntu install the package python3-venv")
     python = str(VENV / "bin" / "python")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     pip += ["-c", str(ROOT / "constraints.txt")]
     if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
         pin = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)

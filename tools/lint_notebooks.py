@@ -17,6 +17,7 @@ from tools.repository import colab_link, setup_cell
 
 #: Columns of a line of code; longer ones scroll sideways on the page. The setup cell is folded and exempt.
 COLUMNS = 88
+_MADE_UP = re.compile(r"[0-9a-f]{8}(-[0-9a-f-]+)?|cell-\d+")
 _DRAWS = re.compile(r"\bplt\.(show|subplots)\b")
 
 
@@ -24,22 +25,19 @@ def problems(path: Path) -> list[str]:
     """What is wrong with the form of a notebook."""
     notebook = nbformat.read(path, as_version=4)
     found = []
-    try:
-        nbformat.validate(notebook)
-    except nbformat.ValidationError as error:
-        found.append(f"not a valid notebook: {error}")
+    ids = [cell.get("id") for cell in notebook.cells]
+    if len(set(ids)) < len(ids) or not all(ids) or any(map(_MADE_UP.fullmatch, ids)):
+        found.append("every cell needs an id of its own, in words")
+    else:  # validating would repair the ids
+        try:
+            nbformat.validate(notebook)
+        except nbformat.ValidationError as error:
+            found.append(f"not a valid notebook: {error}")
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
         found.append("the kernel must be python3")
     extra = set(notebook.metadata) - {"kernelspec", "language_info", "resid"}
     if extra:
         found.append(f"metadata that tools leave behind: {', '.join(sorted(extra))}")
-    ids = [cell.get("id") for cell in notebook.cells]
-    if (
-        len(set(ids)) < len(ids)
-        or not all(ids)
-        or any(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f-]+)?|cell-\d+", i) for i in ids)
-    ):
-        found.append("every cell needs an id of its own, in words")
     tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
     found += [
         f"{tags.count(tag)} cells have the tag {tag!r}: exactly one must"

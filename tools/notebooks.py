@@ -110,9 +110,15 @@ def output_of(path: Path) -> Path:
 
 
 def run_papermill(
-    source: Path, output: Path, records: Path, threads: int = 1, parameters: Sequence[str] = (), root: Path = ROOT
+    source: Path,
+    output: Path,
+    records: Path,
+    threads: int = 1,
+    parameters: Sequence[str] = (),
+    root: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """One papermill run, in the notebook's folder, its records going to `records`; `root` serves `resid`."""
+    """One papermill run, in the notebook's folder, its records going to `records`; `resid` is taken from `root`."""
+    root = ROOT if root is None else root
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = source.parent.relative_to(root)
     command = ["papermill", str(source.relative_to(root)), "out.ipynb", *parameters, "--cwd", str(folder)]

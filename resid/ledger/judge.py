@@ -50,11 +50,15 @@ class Verdict:
         return f"{self.verdict} ({self.detail})" if self.verdict == "verified numerically" else self.verdict
 
 
-def results_folder() -> Path:
-    """Where the recorded full runs lie: `results/` of the checkout, or the copy inside an installed package."""
+def results_folder(name: str = "results") -> Path:
+    """Where recorded runs lie: that folder of the checkout, or the copy inside an installed package.
+
+    Args:
+        name: "results" for full runs of chapters, "benchmarks/results" for rows of `make bench`.
+    """
     package = Path(__file__).resolve().parents[1]
-    checkout = package.parent / "results"
-    return checkout if checkout.is_dir() else package / "_results"
+    checkout = package.parent / name
+    return checkout if checkout.is_dir() else package / "_recorded" / name
 
 
 def verdicts(

@@ -1,0 +1,201 @@
+"""The tools that execute, stage and check the book."""
+
+import json
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from tools import links, lint_notebooks, notebooks, site
+from tools.paths import ROOT
+from tools.repository import colab_link, set_address, setup_cell
+
+KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+FACTOR = ROOT / "book" / "linear" / "factor.ipynb"
+
+
+def names(files):
+    return {p.relative_to(ROOT).as_posix() for p in files}
+
+
+def test_dependencies_are_followed_through_the_package():
+    found = names(notebooks.dependencies("from resid.theory.factor import compose"))
+    assert found == {
+        "resid/__init__.py",
+        "resid/errors.py",
+        "resid/theory/__init__.py",
+        "resid/theory/_check.py",
+        "resid/theory/_rotation.py",
+        "resid/theory/factor.py",
+        "resid/theory/factor_lower_bound.py",
+    }
+    assert "resid/book.py" in names(notebooks.dependencies("from resid import book"))
+    assert "resid/ledger/judge.py" in names(notebooks.dependencies("import resid.ledger"))
+    assert notebooks.dependencies("import torch") == set()
+
+
+def test_chapters_depend_on_what_they_use_and_no_more():
+    factor = names(notebooks.dependencies(notebooks.code(FACTOR)))
+    assert {"resid/theory/factor.py", "resid/trials/factor.py", "resid/book.py"} <= factor
+    assert "resid/trials/landscape.py" not in factor
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A little project with one module and one notebook, in place of this one."""
+    (tmp_path / "resid").mkdir()
+    (tmp_path / "resid" / "__init__.py").write_text("")
+    (tmp_path / "resid" / "used.py").write_text("VALUE = 1\n")
+    (tmp_path / "resid" / "unused.py").write_text("VALUE = 1\n")
+    (tmp_path / "constraints.txt").write_text("")
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "notebooks.py").write_text("")
+    (tmp_path / "book").mkdir()
+    for module in (notebooks, site):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "EXECUTED", tmp_path / "_build" / "executed")
+    monkeypatch.setattr(notebooks, "RECORDS", tmp_path / "_build" / "records")
+    monkeypatch.setattr(notebooks, "__file__", str(tmp_path / "tools" / "notebooks.py"))
+    notebooks._imports_of.cache_clear()
+    yield tmp_path
+    notebooks._imports_of.cache_clear()
+
+
+def write(path, *sources, title="# Title"):
+    cells = [new_markdown_cell(title, id="title")]
+    cells += [new_code_cell(source, id=f"cell-number-{i}") for i, source in enumerate(sources)]
+    nbformat.write(new_notebook(cells=cells, metadata=KERNEL), path)
+    return path
+
+
+def test_only_what_matters_changes_a_fingerprint(project):
+    path = write(project / "book" / "one.ipynb", "from resid.used import VALUE\nprint(VALUE)")
+    first = notebooks.fingerprint(path)
+    write(path, "from resid.used import VALUE\nprint(VALUE)", title="# Another title")
+    assert notebooks.fingerprint(path) == first
+    (project / "resid" / "unused.py").write_text("VALUE = 2\n")
+    assert notebooks.fingerprint(path) == first
+    (project / "resid" / "used.py").write_text("VALUE = 2\n")
+    second = notebooks.fingerprint(path)
+    assert second != first
+    (project / "constraints.txt").write_text("torch==1\n")
+    assert notebooks.fingerprint(path) not in (first, second)
+    write(path, "from resid.used import VALUE\nprint(VALUE + 1)")
+    assert notebooks.fingerprint(path) not in (first, second)
+
+
+def test_a_notebook_runs_once_and_again_when_its_module_changes(project):
+    path = write(project / "book" / "one.ipynb", "from resid.used import VALUE", "VALUE + 40")
+    assert notebooks.execute(path).startswith("  ran")
+    assert notebooks.execute(path).startswith("  current")
+    write(path, "from resid.used import VALUE", "VALUE + 40", title="# Edited text")
+    assert notebooks.execute(path).startswith("  current")
+    staged = nbformat.reads(site.with_outputs(path).decode(), as_version=4)
+    assert staged.cells[0].source == "# Edited text"
+    assert staged.cells[2].outputs[0].data["text/plain"] == "41"
+    (project / "resid" / "used.py").write_text("VALUE = 2\n")
+    assert notebooks.execute(path).startswith("  ran")
+    staged = nbformat.reads(site.with_outputs(path).decode(), as_version=4)
+    assert staged.cells[2].outputs[0].data["text/plain"] == "42"
+    assert not nbformat.read(path, as_version=4).cells[2].outputs  # the source stays bare
+
+
+def test_a_failing_cell_is_named_and_tried_again(project):
+    path = write(project / "book" / "one.ipynb", "x = 1", "assert x == 2, 'x is wrong'")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"(?s)one.ipynb failed.*cell cell-number-1: AssertionError: x is wrong"):
+            notebooks.execute(path)
+
+
+def broken(change):
+    """The factor chapter with one defect."""
+    notebook = nbformat.read(FACTOR, as_version=4)
+    change(notebook)
+    return notebook
+
+
+def cell(notebook, tag):
+    return next(c for c in notebook.cells if tag in c.metadata.get("tags", []))
+
+
+def first_figure(notebook):
+    return next(c for c in notebook.cells if "figure" in c.metadata.get("mystnb", {}))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda n: n.cells[3].update(execution_count=3), "committed with outputs"),
+        (lambda n: cell(n, "parameters").metadata.update(tags=[]), "0 cells have the tag 'parameters'"),
+        (lambda n: n.cells[3].metadata.update(tags=["parameters"]), "2 cells have the tag 'parameters'"),
+        (lambda n: n.cells[3].metadata.update(tags=["injected-parameters"]), "injected parameters"),
+        (lambda n: cell(n, "parameters").update(source="MODE = 'smoke'"), "MODE and SEED"),
+        (lambda n: cell(n, "setup").update(source="import resid"), "is not the setup cell"),
+        (lambda n: n.cells[3].update(id=n.cells[4].id), "id of its own"),
+        (lambda n: n.cells[3].update(id="8a6b4c2d"), "in words"),
+        (lambda n: n.metadata.update(papermill={}), "metadata that tools leave behind: papermill"),
+        (lambda n: n.metadata.kernelspec.update(name="ir"), "must be python3"),
+        (lambda n: n.cells[0].update(source="No title"), "must be a title"),
+        (lambda n: n.cells[0].update(source="# Title without a link"), "link to Colab"),
+        (lambda n: first_figure(n).metadata.pop("mystnb"), "without a caption"),
+        (lambda n: first_figure(n).metadata.mystnb.image.update(alt=""), "without a caption and an alternative text"),
+        (lambda n: n.cells[3].update(source="x = 1  # " + "long " * 20), "columns"),
+        (lambda n: n.cells[3].update(source="open('/home/somebody/x')"), "a path of one machine"),
+        (lambda n: n.cells[3].update(source="'https://example.org'"), "names an address"),
+    ],
+)
+def test_the_lint_finds_each_defect(monkeypatch, change, text):
+    notebook = broken(change)
+    monkeypatch.setattr(lint_notebooks.nbformat, "read", lambda *a, **k: notebook)
+    assert any(text in problem for problem in lint_notebooks.problems(FACTOR)), lint_notebooks.problems(FACTOR)
+
+
+def test_misspelt_parameters_are_found(tmp_path, monkeypatch):
+    folder = tmp_path / "book" / "experiments"
+    (folder / "params").mkdir(parents=True)
+    parameters = new_code_cell("DEPTH: int = 3", id="p", metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[parameters], metadata=KERNEL), folder / "run.ipynb")
+    (folder / "params" / "run-full.yaml").write_text("DEPTH: 4\n")
+    monkeypatch.setattr(lint_notebooks, "ROOT", tmp_path)
+    assert lint_notebooks.parameter_problems() == []
+    (folder / "params" / "run-full.yaml").write_text("DPETH: 4\n")
+    assert "has no parameter DPETH" in lint_notebooks.parameter_problems()[0]
+    (folder / "params" / "walk-full.yaml").write_text("DEPTH: 4\n")
+    assert any("no notebook walk.ipynb" in p for p in lint_notebooks.parameter_problems())
+
+
+def test_link_check_finds_what_is_missing(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.html").write_text('<h1 id="here">x</h1><a href="../a.html">a</a>')
+    (tmp_path / "a.html").write_text(
+        '<a href="sub/b.html#here">fine</a><a href="sub/b.html#gone">x</a><a href="c.html">x</a>'
+        '<a href="https://example.org">outside</a><link rel="canonical" href="https://example.org/a.html">'
+        '<script src="https://cdn.example.org/x.js"></script>'
+    )
+    count, found = links.problems(tmp_path)
+    assert count == 7
+    assert found == [
+        "a.html: loads https://cdn.example.org/x.js from elsewhere",
+        "a.html: sub/b.html#gone has no such place",
+        "a.html: c.html does not exist",
+    ]
+
+
+def test_setting_the_address_changes_one_line(tmp_path, monkeypatch):
+    (tmp_path / "_config.yml").write_text((ROOT / "_config.yml").read_text())
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    monkeypatch.setattr("tools.repository.ROOT", tmp_path)
+    set_address("https://github.com/somebody/a-book")
+    old, new = ((p / "_config.yml").read_text().splitlines() for p in (ROOT, tmp_path))
+    assert [b for a, b in zip(old, new, strict=True) if a != b] == ["  url: https://github.com/somebody/a-book"]
+    assert "git+https://github.com/somebody/a-book@v" in setup_cell()
+    assert "github/somebody/a-book/blob/v" in colab_link(tmp_path / "book" / "x.ipynb")
+    with pytest.raises(SystemExit, match="is not an address"):
+        set_address("http://example.org")
+
+
+def test_every_step_of_the_check_can_be_named():
+    from tools.check import STEPS
+
+    assert {"lint", "types", "notebooks", "test", "book", "links", "twin", "browser", "teeth"} <= set(STEPS)
+    assert json.dumps({name: len(commands) for name, commands in STEPS.items()})

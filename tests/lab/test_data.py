@@ -1,0 +1,63 @@
+"""The embedded data and what is made of them."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from resid.errors import NotFiniteError, OptionError, ShapeError
+from resid.lab.data import image_pairs, load_dataset, mirrored, rotated, shifted, whitening
+
+
+def test_digits_are_the_published_ones():
+    data = load_dataset("digits")
+    assert data.images.shape == (1797, 8, 8)
+    assert data.images.dtype == torch.float64
+    assert float(data.images.min()) == 0.0
+    assert float(data.images.max()) == 1.0
+    assert torch.bincount(data.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    torch.testing.assert_close(16 * data.images[0], torch.from_numpy(load_digits().images[0]))
+    with pytest.raises(OptionError, match="name = 'imagenet'"):
+        load_dataset("imagenet")
+
+
+def test_transformations_do_what_they_say():
+    image = torch.zeros(1, 5, 5, dtype=torch.float64)
+    image[0, 1, 3] = 1  # above the centre, to the right
+    assert mirrored(image)[0].nonzero().tolist() == [[1, 1]]
+    assert shifted(image, rows=1)[0].nonzero().tolist() == [[2, 3]]
+    assert shifted(image, columns=-1)[0].nonzero().tolist() == [[1, 2]]
+    turned = rotated(image, 90)[0].round(decimals=6)
+    assert turned.nonzero().tolist() == [[1, 1]]  # counter-clockwise
+    torch.testing.assert_close(rotated(image, 0), image)
+    torch.testing.assert_close(mirrored(mirrored(image)), image)
+    for change in (lambda x: rotated(x, 10), shifted, mirrored):
+        with pytest.raises(ShapeError, match=r"\(n, height, width\)"):
+            change(image[0])
+
+
+def test_whitening_has_unit_moments_and_fixed_signs():
+    images = load_dataset("digits").images
+    found = whitening(images, 10)
+    coordinates = found.encode(images)
+    torch.testing.assert_close(coordinates.mean(0), torch.zeros(10, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(coordinates.mT @ coordinates / 1797, torch.eye(10, dtype=torch.float64))
+    assert bool((found.components.gather(1, found.components.abs().argmax(1, keepdim=True)) > 0).all())
+    assert bool((found.scale[:-1] >= found.scale[1:]).all())
+    # a data set with every sign reversed has the same components
+    torch.testing.assert_close(whitening(-images, 10).components, found.components, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("components", [0, 62, 2.0, True])
+def test_whitening_refuses_what_the_data_cannot_give(components):
+    with pytest.raises(ShapeError, match="an integer from 1 to 61, the rank of the data"):
+        whitening(load_dataset("digits").images, components)
+    with pytest.raises(NotFiniteError):
+        whitening(torch.full((3, 2), torch.nan), 1)
+
+
+def test_image_pairs_are_whitened_inputs_and_transformed_images():
+    X, Y = image_pairs(lambda images: images, components=5)
+    torch.testing.assert_close(X, Y)
+    torch.testing.assert_close(X.mT @ X / len(X), torch.eye(5, dtype=torch.float64))
+    X, Y = image_pairs(mirrored, components=5)
+    assert not torch.allclose(X, Y)

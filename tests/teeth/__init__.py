@@ -1,0 +1,1 @@
+"""Mutations: the code is broken on purpose, and both the tests and the chapter must notice."""

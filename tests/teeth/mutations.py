@@ -1,0 +1,126 @@
+"""The list of mutations. Each replaces one passage of the library by a wrong one, as a slip of the pen would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """name; file; the passage, which must occur once; what it becomes; the test file and the chapter that must fail.
+
+    chapter is "" where the passage is no part of any chapter's mathematics.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    chapter: str
+
+
+FACTOR = ("tests/theory/test_factor.py", "linear/factor")
+LANDSCAPE = ("tests/theory/test_landscape.py", "linear/landscape")
+LEDGER = ("tests/ledger/test_ledger.py", "")
+
+MUTATIONS = (
+    Mutation(
+        "polar factor transposed",
+        "resid/theory/factor.py",
+        "    rotation = plane_rotations(U @ Vh)\n    root",
+        "    rotation = plane_rotations((U @ Vh).mT)\n    root",
+        *FACTOR,
+    ),
+    Mutation(
+        "half turns not paired",
+        "resid/theory/_rotation.py",
+        "    planes += [(a, b, math.pi)",
+        "    planes += [(a, b, 0.0)",
+        *FACTOR,
+    ),
+    Mutation(
+        "sign of a rotation's root",
+        "resid/theory/_rotation.py",
+        "(first * drop + second * sine) @ first.mT + (second * drop - first * sine) @ second.mT",
+        "(first * drop - second * sine) @ first.mT + (second * drop + first * sine) @ second.mT",
+        *FACTOR,
+    ),
+    Mutation(
+        "angle not divided among the layers",
+        "resid/theory/factor_lower_bound.py",
+        "    angle_step = torch.atan2(across, along) / depth",
+        "    angle_step = torch.atan2(across, along) / (depth - 1 or 1)",
+        *FACTOR,
+    ),
+    Mutation(
+        "determinant not looked at",
+        "resid/theory/factor_lower_bound.py",
+        "    if sign <= 0:\n        return 1.0",
+        "    if sign == 0:\n        return 1.0",
+        *FACTOR,
+    ),
+    Mutation(
+        "sign of the gradient",
+        "resid/theory/landscape.py",
+        "    back = 2 * weighted",
+        "    back = -2 * weighted",
+        *LANDSCAPE,
+    ),
+    Mutation(
+        "printed order of the gradient",
+        "resid/theory/landscape.py",
+        "gradient[..., i, :, :] = back @ products[i].mT",
+        "gradient[..., i, :, :] = back @ _forward(A[..., : max(i, 1), :, :].flip(-3))[i].mT",
+        *LANDSCAPE,
+    ),
+    Mutation(
+        "factor 2 of the exponent",
+        "resid/theory/landscape.py",
+        "room.amin(-1) ** (2 * (depth - 1))",
+        "room.amin(-1) ** (depth - 1)",
+        *LANDSCAPE,
+    ),
+    Mutation(
+        "smallest eigenvalue squared",
+        "resid/theory/landscape.py",
+        "4 * chain * smallest_nonzero_eigenvalue(sigma) *",
+        "4 * chain * smallest_nonzero_eigenvalue(sigma) ** 2 *",
+        *LANDSCAPE,
+    ),
+    Mutation(
+        "risk without the second moment",
+        "resid/theory/landscape.py",
+        "    return ((error @ sigma) * error).sum((-2, -1))",
+        "    return (error * error).sum((-2, -1))",
+        *LANDSCAPE,
+    ),
+    Mutation(
+        "augmentation with the wrong sign",
+        "resid/theory/landscape.py",
+        "torch.block_diag(matrix, -torch.ones(1, 1,",
+        "torch.block_diag(matrix, torch.ones(1, 1,",
+        *LANDSCAPE,
+    ),
+    Mutation(
+        "limits not applied",
+        "resid/ledger/evidence.py",
+        "        if not self.worst <= claim.limit:",
+        "        if self.worst > 1e9:",
+        *LEDGER,
+    ),
+    Mutation(
+        "smoke counted as full",
+        "resid/ledger/judge.py",
+        "        if record.mode != mode:",
+        '        if record.mode not in ("smoke", "full"):',
+        *LEDGER,
+    ),
+    Mutation(
+        "checksum not compared",
+        "resid/ledger/store.py",
+        "    if claimed != _checksum(content):",
+        "    if not claimed:",
+        *LEDGER,
+    ),
+)

@@ -1,0 +1,135 @@
+"""The trials at small size: they pass, they are not vacuous, and they notice a wrong library."""
+
+import numpy as np
+import pytest
+import sympy as sp
+import torch
+
+from resid.ledger import get_claim
+from resid.theory.factor import near_identity_lower_bound
+from resid.trials import factor, landscape, symbolic
+
+
+def generator(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+def passes(claim_id, evidence):
+    assert evidence.problems(get_claim(claim_id), "smoke") == []
+
+
+def test_family_trial_covers_nine_families_and_keeps_to_the_bounds():
+    found = factor.family_trial(6, generator())
+    assert len(found.rows) == 9
+    assert found.theorem.n == 54
+    assert 0.3 < found.theorem.worst < 1  # near enough to the bound to be able to break it
+    assert all(svd >= polar >= mean > 0 for _, svd, polar, mean in found.rows)
+    passes("hardt-ma/theorem-2.1", found.theorem)
+    passes("hardt-ma/intro-norm-falls-with-depth", found.falls)
+    passes("hardt-ma/theorem-2.1-submission", found.submission)
+
+
+def test_family_trial_stops_at_a_wrong_product(monkeypatch):
+    real = factor.factor_near_identity
+    monkeypatch.setattr(factor, "factor_near_identity", lambda *a: 1.001 * real(*a))
+    with pytest.raises(ArithmeticError, match="the product misses R"):
+        factor.family_trial(2, generator())
+
+
+def test_small_trials_of_theorem_2_1():
+    against_gamma, against_root = factor.positive_definite(30, generator())
+    passes("hardt-ma/theorem-2.1-positive-definite", against_gamma)
+    passes("hardt-ma/intro-psd-product", against_root)
+    assert against_root.worst == pytest.approx(1, abs=1e-9)  # attained
+    orthogonal, normal = factor.orthogonal_blocks(48, generator())
+    passes("hardt-ma/proof-2.1-orthogonal-blocks", orthogonal)
+    passes("hardt-ma/claim-normal-block-diagonal", normal)
+    passes("hardt-ma/proof-2.1-split", factor.split_counterexample())
+    passes("hardt-ma/proof-2.1-split", factor.split_rounded(45, generator()))
+    passes("hardt-ma/remark-gamma-scaling", factor.gamma_scaling(10, generator()))
+    assert max(factor.normal_targets_gap(12, generator())) < 1e-9
+
+
+def test_rounded_split_is_tried_on_most_targets():
+    assert factor.split_rounded(90, generator()).n > 60
+
+
+def test_search_lies_between_the_bounds():
+    R = torch.tensor([[1.0, 10.0], [0.0, 1.0]], dtype=torch.float64)
+    found, error = factor.search_least_norm(R, 8)
+    assert error < 1e-12
+    assert near_identity_lower_bound(R, 8) <= found <= 0.4131  # .41300 in the notes
+
+
+def test_trials_of_the_risk_and_its_gradient():
+    risk = landscape.risk_on_samples(4, generator(), samples=5000)
+    passes("hardt-ma/claim-2.3", risk.identity)
+    passes("hardt-ma/claim-2.3-constant", risk.constant)
+    passes("hardt-ma/claim-2.3-constant", risk.printed_constant)
+    assert risk.standard_errors < 4.5
+    passes("hardt-ma/lemma-2.4", landscape.gradient_against_autograd(20, generator()))
+
+
+def test_gradient_trial_notices_a_wrong_gradient(monkeypatch):
+    real = landscape.risk_gradient
+    monkeypatch.setattr(landscape, "risk_gradient", lambda *a: real(*a) * (1 + 1e-6))
+    assert landscape.gradient_against_autograd(5, generator()).problems(get_claim("hardt-ma/lemma-2.4"), "smoke")
+
+
+def test_bound_ratios_separate_right_from_wrong():
+    ratios = landscape.bound_ratios(200, generator())
+    assert ratios["corrected"].max() <= 1 + 1e-9
+    assert ratios["product form"].max() <= 1 + 1e-9
+    assert np.all(ratios["corrected"] <= ratios["product form"] * (1 + 1e-12))
+    assert (ratios["printed"] > 1).sum() > 3
+    assert (ratios["exponent right, sigma_min squared"] > 1).sum() > 1
+    assert ratios["corrected"].max() > 0.9  # some come near
+
+
+def test_tight_curves_are_attained_and_ordered():
+    taus = np.linspace(0, 0.9, 5)
+    found = landscape.tight_curves(taus, [2, 6], generator())
+    np.testing.assert_allclose(found.extreme, found.corrected, rtol=1e-9)
+    assert np.all(found.random >= found.corrected * (1 - 1e-9))
+    np.testing.assert_allclose(found.printed**2, found.corrected)
+
+
+def test_standard_critical_points_have_the_spectra_of_the_notes():
+    """Excess risk, zero gradient, least eigenvalue, number of negative eigenvalues; sec. 3.1."""
+    expected = [(5, -4, 4), (5, 0, 0), (1, -2, 1), (1, 0, 0), (1, 0, 0), (4, -2, 1), (5, None, 4)]
+    for (name, risk, gradient, least, negative), (f, low, count) in zip(
+        landscape.standard_critical_points(), expected, strict=True
+    ):
+        assert risk == pytest.approx(f), name
+        assert gradient < 1e-12, name
+        assert negative == count, name
+        assert low is None or least == pytest.approx(low, abs=1e-9), name
+
+
+def test_remaining_trials_of_the_landscape():
+    passes("hardt-ma/intro-standard-zero-critical", landscape.zero_weights(20, generator()))
+    missing, least_norm = landscape.missing_singular_values(24, generator())
+    passes("hardt-ma/abstract-no-spurious-optima", missing)
+    assert least_norm >= 1 - 1e-12
+    descent = landscape.descent_in_the_ball(2, generator())
+    passes("hardt-ma/remark-descent-converges", descent.decrease)
+    assert descent.left_ball == 0
+    passes("hardt-ma/remark-augmentation", landscape.augmented_determinants(24, generator()))
+
+
+def test_trials_are_reproducible():
+    assert factor.split_rounded(30, generator(7)) == factor.split_rounded(30, generator(7))
+    assert landscape.zero_weights(5, generator(7)) == landscape.zero_weights(5, generator(7))
+
+
+def test_symbolic_differences_vanish():
+    assert symbolic.risk_identity(2) == 0
+    polynomial, hessian = symbolic.zero_hessians()
+    assert polynomial == 0
+    assert hessian == sp.zeros(12)
+
+
+def test_chain_applies_the_first_factor_first():
+    a, b, c = (sp.Matrix(2, 2, sp.symbols(f"{name}:4")) for name in "abc")
+    assert symbolic.chain([a, b, c]) == c * b * a
+    assert symbolic.chain([]) == sp.eye(2)
