@@ -52,6 +52,7 @@ def slider(
     xlabel: str,
     ylabel: str,
     alt: str,
+    caption: str = "",
     log_x: bool = False,
     log_y: bool = False,
     start: int = 0,
@@ -62,13 +63,15 @@ def slider(
         x: (points,). series: the curves. positions: value of the slider's quantity at each position.
         readings: one sentence a position, read out when the slider moves, listed for readers without JavaScript.
         name: the slider's quantity. xlabel, ylabel: axis labels with units.
-        alt: what the figure shows, for readers who do not see it.
+        alt: what the figure shows, for readers who do not see it. caption: text below, plain.
         log_x, log_y: logarithmic axes. start: index of the position shown first.
 
     Raises:
         ShapeError: values, positions and readings that do not fit each other.
-        OptionError: empty alt text, an unknown kind, nothing positive on a logarithmic axis.
+        OptionError: empty alt text, no series, an unknown kind, nothing positive on a logarithmic axis.
     """
+    if not series:
+        raise OptionError("series is empty: at least one curve is needed")
     x_values = np.asarray(x, float)
     stacks = [np.asarray(s.values, float) for s in series]
     for s, stack in zip(series, stacks, strict=True):
@@ -97,11 +100,13 @@ def slider(
     return SliderFigure(
         f'<figure class="resid-slider" id="{uid}" '
         f'style="margin:0;max-width:{_WIDTH}px;background:#fff;color:#1a1a1a;padding:6px">'
+        # below this width the drawing scrolls sideways in its box, so that its numbers stay readable
+        '<div class="resid-scroll" role="group" aria-label="Figure" tabindex="0" style="overflow-x:auto">'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(alt, quote=True)}" '
-        'style="width:100%;height:auto">'
+        'style="width:100%;min-width:460px;height:auto">'
         f'<g font-family="sans-serif" font-size="12" fill="#1a1a1a">{x_axis.draw_x(xlabel)}{y_axis.draw_y(ylabel)}</g>'
         + "".join(_curve(i, s.kind, p[start]) for i, (s, p) in enumerate(zip(series, paths, strict=True)))
-        + "</svg>"
+        + "</svg></div>"
         + _legend(series)
         + f'<label style="display:block">{escape(name)} = <output>{positions[start]:g}</output>'
         f'<input type="range" min="0" max="{len(positions) - 1}" value="{start}" step="1" '
@@ -109,7 +114,9 @@ def slider(
         f'<p class="resid-reading" aria-live="polite" style="margin:2px 0">{escape(readings[start])}</p>'
         "<details><summary>All positions in words</summary><ul>"
         + "".join(f"<li>{escape(r)}</li>" for r in readings)
-        + "</ul></details></figure>"
+        + "</ul></details>"
+        + (f'<figcaption style="margin-top:4px">{escape(caption)}</figcaption>' if caption else "")
+        + "</figure>"
         f"<script>(()=>{{const r=document.getElementById('{uid}'),d={data},"
         "i=r.querySelector('input'),c=r.querySelectorAll('svg path[data-curve]');"
         "i.addEventListener('input',()=>{const k=+i.value;c.forEach((p,j)=>p.setAttribute('d',d.paths[j][k]));"

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from resid.errors import ShapeError
-from resid.theory._check import as_real, check_option
+from resid.theory._check import as_real, as_whole, check_option
 
 DATASETS = ("digits",)
 
@@ -96,15 +96,19 @@ def whitening(data: Tensor, components: int) -> Whitening:
         >>> bool(torch.allclose(Z.mT @ Z / len(Z), torch.eye(3, dtype=Z.dtype)))
         True
     """
-    rows = as_real("data", data).flatten(1)
+    values = as_real("data", data)
+    if values.ndim < 2 or 0 in values.shape:
+        raise ShapeError(f"data has shape {tuple(values.shape)}: (n, ...) with n >= 1 and one more axis is needed")
+    rows = values.flatten(1)
     mean = rows.mean(0)
     _, singular, Vh = torch.linalg.svd(rows - mean, full_matrices=False)
     rank = int((singular > singular[0] * max(rows.shape) * torch.finfo(rows.dtype).eps).sum())
-    if isinstance(components, bool) or not isinstance(components, int) or not 1 <= components <= rank:
+    count = as_whole(components)
+    if count is None or not 1 <= count <= rank:
         raise ShapeError(f"components = {components!r}: an integer from 1 to {rank}, the rank of the data, is needed")
-    kept = Vh[:components]
+    kept = Vh[:count]
     largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
-    return Whitening(mean, kept * largest.sign(), singular[:components] / len(rows) ** 0.5)
+    return Whitening(mean, kept * largest.sign(), singular[:count] / len(rows) ** 0.5)
 
 
 def image_pairs(transform: Callable[[Tensor], Tensor], components: int = 8) -> tuple[Tensor, Tensor]:
@@ -133,6 +137,7 @@ def image_pairs(transform: Callable[[Tensor], Tensor], components: int = 8) -> t
 
 
 def _per_image(images: Tensor, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    images = as_real("images", images).detach().cpu()
     if images.ndim != 3:
         raise ShapeError(f"images has shape {tuple(images.shape)}: (n, height, width) is needed")
     return torch.from_numpy(np.ascontiguousarray(change(images.numpy())))

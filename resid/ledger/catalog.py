@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -59,6 +60,19 @@ class Claim:
         return self.id.partition("/")[0]
 
     @property
+    def terms(self) -> dict[str, Any]:
+        """What was fixed before the run and decides the verdict; a record keeps a copy and is void if they change."""
+        experiment = self.kind == "experiment"
+        return {
+            "margin": self.margin,
+            "seeds": self.seeds,
+            "measure": None if experiment else self.measure,
+            "cases": None if experiment else self.cases,
+            "sense": self.sense if experiment else None,
+            "target": self.target if experiment else None,
+        }
+
+    @property
     def limit(self) -> float:
         """What the worst case of a theorem or identity may reach (1 + margin for a ratio, margin for an error)."""
         return 1 + self.margin if self.measure == "ratio" else self.margin
@@ -102,6 +116,7 @@ def get_claim(claim_id: str) -> Claim:
     """
     known = {claim.id: claim for claim in claims()}
     if claim_id not in known:
+        claim_id = str(claim_id)
         tail = claim_id.partition("/")[2]
         near = [other for other in known if tail and tail.split("-")[0] in other][:5]
         hint = f"; near: {', '.join(near)}" if near else ""
@@ -114,11 +129,31 @@ def schema(name: str) -> dict[str, Any]:
     return json.loads(resources.files("resid.ledger").joinpath(f"{name}.schema.json").read_text("utf-8"))
 
 
+class _Strict(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and numbers that are not finite, which plain YAML lets pass."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        number = float(super().construct_yaml_float(node))
+        if not math.isfinite(number):
+            raise yaml.constructor.ConstructorError(None, None, f"{number} is no finite number", node.start_mark)
+        return number
+
+
+_Strict.add_constructor("tag:yaml.org,2002:float", _Strict.construct_yaml_float)
+
+
 @functools.cache
 def _load(path: Path | None) -> tuple[tuple[Paper, ...], tuple[Claim, ...]]:
     source = path or resources.files("resid.ledger").joinpath("claims.yaml")
     try:
-        content = yaml.safe_load(source.read_text("utf-8"))
+        content = yaml.load(source.read_text("utf-8"), Loader=_Strict)
     except yaml.YAMLError as error:
         raise LedgerError(f"{source} is not YAML: {error}") from error
     problems = sorted(

@@ -1,10 +1,16 @@
-"""What a run can say for or against a claim. Each kind knows how to judge itself by the margin fixed in claims.yaml."""
+"""What a run can say for or against a claim. Each kind knows how to judge itself by the margin fixed in claims.yaml.
+
+Two kinds of trouble are kept apart. Evidence is *malformed* when it cannot be about the claim at all (a wrong kind, no
+cases, values without seeds): that is an error whatever the mode. It is *unfavourable* when the claim does not hold.
+"""
 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from resid.errors import OptionError
@@ -12,12 +18,6 @@ from resid.ledger.catalog import Claim
 
 STATEMENTS = ("printed", "corrected")
 RELATIONS = ("<=", ">=", "==")
-
-
-def _statement(evidence: Any, claim: Claim) -> list[str]:
-    if evidence.statement == "corrected" and not claim.correction:
-        return ["the evidence is about a corrected statement, but claims.yaml has no correction"]
-    return []
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,18 @@ class Cases:
         _coerce(self, n=int, worst=float)
         _check_option("statement", self.statement, STATEMENTS)
 
-    def problems(self, claim: Claim, mode: str) -> list[str]:
+    def malformed(self, claim: Claim) -> list[str]:
+        """Reasons why this cannot be evidence for the claim."""
+        found = _not_experiment(self, claim) + _wrong_statement(self, claim)
+        return found if self.n >= 1 else [*found, f"n = {self.n}: nothing was tried"]
+
+    def unfavourable(self, claim: Claim, mode: str) -> list[str]:
         """Reasons why this fails the claim; empty when it passes."""
-        found = _not_experiment(self, claim) + _statement(self, claim)
-        if self.n < 1:
-            found.append(f"n = {self.n}: nothing was tried")
+        found = []
         if mode == "full" and self.n < claim.cases:
             found.append(f"n = {self.n} < {claim.cases}, the number of cases fixed for a full run")
-        if not self.worst <= claim.limit:  # NaN fails too
-            found.append(f"the worst {claim.measure} is {self.worst:.6g}, above {claim.limit:.6g}")
+        if not 0 <= self.worst <= claim.limit:  # NaN fails too, and nothing that is measured is negative
+            found.append(f"the worst {claim.measure} is {self.worst:.6g}, not between 0 and {claim.limit:.6g}")
         return found
 
 
@@ -65,13 +68,19 @@ class Symbolic:
     statement: str = "printed"
 
     def __post_init__(self) -> None:
+        value: Any = self.holds
+        if isinstance(value, str) or str(value) not in ("True", "False"):  # bool, NumPy's or SymPy's own
+            raise OptionError(f"holds = {self.holds!r}: True or False is needed, the outcome of a comparison")
         _coerce(self, holds=bool)
         _check_option("statement", self.statement, STATEMENTS)
 
-    def problems(self, claim: Claim, mode: str) -> list[str]:
+    def malformed(self, claim: Claim) -> list[str]:
+        """Reasons why this cannot be evidence for the claim."""
+        return _not_experiment(self, claim) + _wrong_statement(self, claim)
+
+    def unfavourable(self, claim: Claim, mode: str) -> list[str]:
         """Reasons why this fails the claim; empty when it passes."""
-        found = _not_experiment(self, claim) + _statement(self, claim)
-        return found if self.holds else [*found, f"the identity does not hold for {self.scope}"]
+        return [] if self.holds else [f"the identity does not hold for {self.scope}"]
 
 
 @dataclass(frozen=True)
@@ -79,37 +88,43 @@ class Counterexample:
     """An instance in which a printed statement `lhs relation rhs` is false, by more than the margin.
 
     lhs, rhs: the two sides, computed. relation: what the paper prints between them. what: the instance, in words.
-    exact: both sides come from exact arithmetic.
+    exact: both sides are rational numbers (int, Fraction, SymPy's) from exact arithmetic, and are compared exactly.
     """
 
     kind: ClassVar[str] = "counterexample"
-    lhs: float
-    rhs: float
+    lhs: float | Fraction
+    rhs: float | Fraction
     relation: str
     what: str
     exact: bool = False
     statement: str = field(default="printed", init=False)
 
     def __post_init__(self) -> None:
-        _coerce(self, lhs=float, rhs=float)
+        number = _rational if self.exact else float
+        _coerce(self, lhs=number, rhs=number)
         _check_option("relation", self.relation, RELATIONS)
 
-    def problems(self, claim: Claim, mode: str) -> list[str]:
+    def malformed(self, claim: Claim) -> list[str]:
+        """Reasons why this cannot be evidence against the claim."""
+        return _not_experiment(self, claim)
+
+    def unfavourable(self, claim: Claim, mode: str) -> list[str]:
         """Reasons why this is no counterexample; empty when it is one."""
-        found = _not_experiment(self, claim)
-        gap = {"<=": self.lhs - self.rhs, ">=": self.rhs - self.lhs, "==": abs(self.lhs - self.rhs)}[self.relation]
-        slack = 0.0 if self.exact else claim.margin * max(abs(self.lhs), abs(self.rhs))
-        if not gap > slack:  # NaN fails too
-            found.append(f"{self.lhs:.6g} {self.relation} {self.rhs:.6g} is not violated by more than {slack:.3g}")
-        return found
+        left: Any = self.lhs
+        right: Any = self.rhs
+        gap = {"<=": left - right, ">=": right - left, "==": abs(left - right)}[self.relation]
+        slack = 0.0 if self.exact else claim.margin * max(abs(left), abs(right))
+        if gap > slack:  # false for NaN
+            return []
+        return [f"{float(left):.6g} {self.relation} {float(right):.6g} is not violated by more than {slack:.3g}"]
 
 
 @dataclass(frozen=True)
 class Seeds:
     """One measured number per seed, for an experiment.
 
-    In full mode any finite values are evidence, and the verdict says what they amount to; in smoke mode every value
-    must clear the bar that claims.yaml fixes.
+    In full mode any values are evidence, and the verdict says what they amount to; in smoke mode every value must clear
+    the bar that claims.yaml fixes.
     """
 
     kind: ClassVar[str] = "seeds"
@@ -121,24 +136,28 @@ class Seeds:
     def __post_init__(self) -> None:
         _coerce(self, values=lambda v: tuple(map(float, v)), seeds=lambda v: tuple(map(int, v)))
 
-    def problems(self, claim: Claim, mode: str) -> list[str]:
-        """Reasons why this cannot stand; empty when it can."""
+    def malformed(self, claim: Claim) -> list[str]:
+        """Reasons why this cannot be evidence for the claim."""
         if claim.kind != "experiment":
             return [f"the claim is of kind {claim.kind!r}: it takes Cases, Symbolic or Counterexample, not Seeds"]
         if not self.values or len(self.values) != len(self.seeds) or len(set(self.seeds)) != len(self.seeds):
             return [f"{len(self.values)} values for the seeds {list(self.seeds)}: one value for each of distinct seeds"]
+        return []
+
+    def unfavourable(self, claim: Claim, mode: str) -> list[str]:
+        """Reasons why this fails the claim; in full mode only what is no number at all."""
         runs = list(zip(self.seeds, self.values, strict=True))
         found = [f"the value of seed {seed} is {value}" for seed, value in runs if not math.isfinite(value)]
-        if mode == "smoke":
-            if claim.smoke is None:
-                return [*found, "claims.yaml fixes no smoke bar for this experiment"]
-            at_least, bar = claim.smoke.sense == "at-least", claim.smoke.value
-            found += [
-                f"seed {seed}: {claim.smoke.what} is {value:.6g}, not {claim.smoke.sense} {bar:.6g}"
-                for seed, value in runs
-                if not (value >= bar if at_least else value <= bar)
-            ]
-        return found
+        if mode == "full":
+            return found
+        if claim.smoke is None:
+            return [*found, "claims.yaml fixes no smoke bar for this experiment"]
+        at_least, bar = claim.smoke.sense == "at-least", claim.smoke.value
+        return found + [
+            f"seed {seed}: {claim.smoke.what} is {value:.6g}, not {claim.smoke.sense} {bar:.6g}"
+            for seed, value in runs
+            if not (value >= bar if at_least else value <= bar)
+        ]
 
 
 Evidence = Cases | Symbolic | Counterexample | Seeds
@@ -153,6 +172,14 @@ def _not_experiment(evidence: Evidence, claim: Claim) -> list[str]:
     return []
 
 
+def _wrong_statement(evidence: Cases | Symbolic, claim: Claim) -> list[str]:
+    if evidence.statement == "corrected" and not claim.correction:
+        return ["the evidence is about a corrected statement, but claims.yaml has no correction"]
+    if evidence.statement == "printed" and claim.correction:
+        return ["claims.yaml has a correction, so the printed statement takes a Counterexample only"]
+    return []
+
+
 def describe(evidence: Evidence, claim: Claim) -> str:
     """One line: what was tried, what came out, and the limit it had to keep to."""
     if isinstance(evidence, Cases):
@@ -160,27 +187,38 @@ def describe(evidence: Evidence, claim: Claim) -> str:
     if isinstance(evidence, Symbolic):
         return f"computer algebra, {evidence.scope}: {'identical' if evidence.holds else 'not identical'}"
     if isinstance(evidence, Counterexample):
-        sides = f"{evidence.lhs:.6g} {evidence.relation} {evidence.rhs:.6g}"
+        sides = f"{float(evidence.lhs):.6g} {evidence.relation} {float(evidence.rhs):.6g}"
         return f"refuted, {sides} is false ({evidence.what})"
     runs = ", ".join(f"{value:.6g}" for value in evidence.values)
     return f"{len(evidence.seeds)} seeds: {runs} ({evidence.what})"
 
 
 def to_json(evidence: Evidence) -> dict[str, Any]:
-    """A JSON object that `from_json` turns back; NaN and infinities, which JSON lacks, become strings."""
+    """A JSON object that `from_json` turns back; what JSON lacks (NaN, infinities, fractions) becomes a string."""
     return {"kind": evidence.kind} | {f.name: _encode(getattr(evidence, f.name)) for f in fields(evidence)}
 
 
 def from_json(content: dict[str, Any]) -> Evidence:
     """The evidence of a JSON object written by `to_json`; the record schema has been checked before."""
     kind = KINDS[content["kind"]]
-    return kind(**{f.name: content[f.name] for f in fields(kind) if f.init})
+    given = {f.name: content[f.name] for f in fields(kind) if f.init}
+    if content["kind"] == Counterexample.kind and content["exact"]:
+        given |= {side: Fraction(content[side]) for side in ("lhs", "rhs")}
+    return kind(**given)
 
 
 def _encode(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_encode(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, Fraction) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return value
+
+
+def _rational(value: Any) -> Fraction:
+    if isinstance(value, bool) or not isinstance(value, numbers.Rational):
+        raise OptionError(f"{value!r} is no rational number: exact=True compares ints and fractions without rounding")
+    return Fraction(int(value.numerator), int(value.denominator))
 
 
 def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:

@@ -62,7 +62,7 @@ def results_folder(name: str = "results") -> Path:
 
 
 def verdicts(
-    full: Iterable[Record] | Path | None = None, smoke: Iterable[Record] | Path | None = None
+    full: Iterable[Record] | Path | str | None = None, smoke: Iterable[Record] | Path | str | None = None
 ) -> dict[str, Verdict]:
     """The verdict on every claim.
 
@@ -75,8 +75,10 @@ def verdicts(
         Claim id -> `Verdict`, in the order of claims.yaml.
 
     Raises:
-        RecordError: a record file is not sound. LedgerError: a record names an unknown claim, a smoke record stands
-            among the full ones or the reverse, or two pieces of evidence contradict each other.
+        RecordError: a record file is not sound.
+        LedgerError: a record names an unknown claim or one of another chapter, a smoke record stands among the full
+            ones or the reverse, evidence failed when it was recorded, the terms of a claim were changed after the run,
+            or two pieces of evidence contradict or repeat each other.
     """
     full_entries = _by_claim(_records(results_folder() if full is None else full), "full")
     smoke_entries = _by_claim(_records(() if smoke is None else smoke), "smoke")
@@ -85,8 +87,8 @@ def verdicts(
     }
 
 
-def _records(source: Iterable[Record] | Path) -> Iterable[Record]:
-    return read_records(source) if isinstance(source, Path) else source
+def _records(source: Iterable[Record] | Path | str) -> Iterable[Record]:
+    return read_records(Path(source)) if isinstance(source, (str, Path)) else source
 
 
 def _by_claim(records: Iterable[Record], mode: str) -> dict[str, list[tuple[Record, Entry]]]:
@@ -98,17 +100,37 @@ def _by_claim(records: Iterable[Record], mode: str) -> dict[str, list[tuple[Reco
         for entry in record.entries:
             if entry.claim not in known:
                 raise LedgerError(f"{record.path}: claim {entry.claim!r} is not in claims.yaml")
-            if entry.evidence.kind != Seeds.kind:  # judged anew: a margin changed later counts
-                problems = entry.evidence.problems(known[entry.claim], mode)
-                if problems:
-                    raise LedgerError(f"{record.path}: {entry.claim}: {'; '.join(problems)}")
+            problems = _unsound(record, entry, known[entry.claim])
+            if problems:
+                raise LedgerError(f"{record.path}: {entry.claim}: {'; '.join(problems)}")
             found.setdefault(entry.claim, []).append((record, entry))
+    return found
+
+
+def _unsound(record: Record, entry: Entry, claim: Claim) -> list[str]:
+    """Reasons why an entry cannot be judged; evidence against an experiment, or a smoke run that failed, is none."""
+    found = entry.evidence.malformed(claim)
+    if record.info["chapter"] != claim.chapter:
+        found.append(f"the claim belongs to {claim.chapter}, the record to {record.info['chapter']}")
+    changed = [name for name, value in claim.terms.items() if entry.terms[name] != value]
+    found += [
+        f"{name} was {entry.terms[name]} when it was run and is {claim.terms[name]} now: run it again"
+        for name in changed
+    ]
+    if record.mode == "full" and claim.kind != "experiment" and not found:
+        found += entry.evidence.unfavourable(claim, "full")
+        if not entry.passed:
+            found.append("it failed when it was recorded")
     return found
 
 
 def _judge(claim: Claim, full: list[tuple[Record, Entry]], smoke: list[tuple[Record, Entry]]) -> Verdict:
     names = tuple(dict.fromkeys(record.path.name for record, _ in full))
+    if claim.kind != "experiment" and len(names) > 1:
+        raise LedgerError(f"{claim.id}: recorded in {' and '.join(names)}; one record must have all its evidence")
     verdict, detail = _experiment(claim, full) if claim.kind == "experiment" else _theorem(claim, full)
+    if any(record.info["dirty"] is not False or record.info["commit"] is None for record, _ in full):
+        detail += "; the code of the run is not known to be committed"
     held = "" if not smoke else "passed" if all(entry.passed for _, entry in smoke) else "failed"
     return Verdict(claim, verdict, detail, names, held)
 
@@ -119,7 +141,7 @@ def _theorem(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, str]:
     for_printed = [e for e in evidence if e.statement == "printed" and not isinstance(e, Counterexample)]
     for_corrected = [e for e in evidence if e.statement == "corrected"]
     if against and for_printed:
-        raise LedgerError(f"{claim.id}: one record refutes the printed statement and another verifies it")
+        raise LedgerError(f"{claim.id}: the record both refutes the printed statement and verifies it")
     if against:
         first = against[0]
         shown = f"{first.what}: {first.lhs:.4g} {first.relation} {first.rhs:.4g} is false"
@@ -130,7 +152,10 @@ def _theorem(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, str]:
     if not support:
         return "not run", ""
     if not for_printed:
-        return "corrected", _support(for_corrected)
+        return (
+            "inconclusive",
+            f"the correction: {_support(for_corrected)}; the printed statement is not refuted on record",
+        )
     if any(isinstance(e, Symbolic) and e.complete for e in support):
         return "proved symbolically", _support(support)
     if any(isinstance(e, Cases) for e in support):
@@ -147,15 +172,21 @@ def _support(evidence: list) -> str:
 
 def _experiment(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, str]:
     values: dict[int, float] = {}
+    recipes = {record.info["recipe"] for record, _ in full}
+    if len(recipes) > 1:
+        raise LedgerError(f"{claim.id}: recorded with the recipes {', '.join(map(str, sorted(map(str, recipes))))}")
     for record, entry in full:
-        assert isinstance(entry.evidence, Seeds)
+        assert isinstance(entry.evidence, Seeds)  # _unsound has seen to it
         for seed, value in zip(entry.evidence.seeds, entry.evidence.values, strict=True):
             if seed in values:
                 raise LedgerError(f"{record.path}: {claim.id}: seed {seed} is recorded twice")
             values[seed] = value
     if not values:
         return "not run", ""
-    return judge_experiment(claim, list(values.values()))
+    counted = sorted(values)[: claim.seeds]  # no more than were fixed beforehand, and those of the lowest numbers
+    verdict, detail = judge_experiment(claim, [values[seed] for seed in counted])
+    left = len(values) - len(counted)
+    return verdict, f"{detail}; {left} further seeds not counted" if left else detail
 
 
 def judge_experiment(claim: Claim, values: list[float]) -> tuple[str, str]:
@@ -163,7 +194,8 @@ def judge_experiment(claim: Claim, values: list[float]) -> tuple[str, str]:
 
     With the number of seeds fixed beforehand, the 95% interval of the mean decides: inside the accepted range is
     "reproduced", outside is "not reproduced"; across its edge the mean decides between "consistent" and "inconclusive".
-    With fewer seeds the best is "consistent"; one seed has no interval, so outside the range is "inconclusive".
+    With fewer seeds the best is "consistent". One seed has no interval: within the range it is "consistent", farther
+    than twice the margin from the target "not reproduced", between the two "inconclusive".
     """
     if claim.target is None:
         raise LedgerError(f"{claim.id}: claims.yaml gives the experiment no target")
@@ -172,14 +204,16 @@ def judge_experiment(claim: Claim, values: list[float]) -> tuple[str, str]:
         "at-least": (claim.target - claim.margin, math.inf),
         "at-most": (-math.inf, claim.target + claim.margin),
     }[claim.sense]
+    if not all(map(math.isfinite, values)):
+        return "not reproduced", "a run did not end in a finite value"
     n, mean = len(values), float(np.mean(values))
     half = 0.0
     if n > 1:
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
     detail = f"{mean:.4g} +- {half:.2g} (95%, {n} seeds)" if n > 1 else f"{mean:.4g} (1 seed)"
     inside = low <= mean <= high
-    if not all(map(math.isfinite, values)):
-        return "not reproduced", "a run did not end in a finite value"
+    if n == 1 and (mean < low - claim.margin or mean > high + claim.margin):
+        return "not reproduced", detail
     if n > 1 and (mean + half < low or mean - half > high):
         return "not reproduced", detail
     if n >= claim.seeds and n > 1 and low <= mean - half and mean + half <= high:

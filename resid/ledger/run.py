@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -20,23 +21,31 @@ from resid.errors import OptionError
 from resid.ledger.catalog import get_claim
 from resid.ledger.errors import ClaimFailed, LedgerError
 from resid.ledger.evidence import Evidence, to_json
-from resid.ledger.store import write_record
+from resid.ledger.store import record_name, write_record
 
 MODES = ("smoke", "full")
 _ROOT = Path(__file__).resolve().parents[2]
-_CODE = ("resid", "book", "pyproject.toml", "constraints.txt")
+_CODE = ("resid", "book", "benchmarks", "pyproject.toml", "constraints.txt")
+_RECIPE = re.compile(r"[A-Za-z0-9_-]+")
 _current: Run | None = None
 
 
 class Run:
     """An open run. Use `start_run`; `record` adds evidence, `finish` closes it.
 
-    The chapter is that of the first claim recorded; claims of another chapter are refused.
+    The chapter is that of the first claim recorded; claims of another chapter are refused. Until `finish` the record is
+    a `.partial` file beside the finished one of an earlier run, which stays as it is.
     """
 
-    def __init__(self, mode: str, seeds: Sequence[int], folder: Path, recipe: str | None, precision: str) -> None:
+    def __init__(
+        self, mode: str, seeds: Sequence[int], folder: Path, recipe: str | None, precision: str, device: str
+    ) -> None:
         if mode not in MODES:
             raise OptionError(f"mode = {mode!r}: one of {', '.join(map(repr, MODES))} is needed")
+        if recipe is not None and not _RECIPE.fullmatch(recipe):
+            raise OptionError(
+                f"recipe = {recipe!r}: letters, digits, - and _ are needed, it becomes part of a file name"
+            )
         commit, dirty = git_commit()
         self.folder = folder
         self._clock = time.perf_counter()
@@ -50,7 +59,7 @@ class Run:
             "commit": commit,
             "dirty": dirty,
             "command": _command(),
-            "device": device_name(),
+            "device": device_name(device),
             "precision": precision,
             "threads": torch.get_num_threads(),
             "versions": versions(),
@@ -65,9 +74,11 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The record file, or the folder before the first claim is recorded."""
-        name = [self._content["chapter"].replace("/", "-"), self.mode, self._content["recipe"]]
-        return self.folder / (".".join(part for part in name if part) + ".json") if name[0] else self.folder
+        """The record file when the run is finished, before that the partial one, before the first claim the folder."""
+        if not self._content["chapter"]:
+            return self.folder
+        name = record_name(self._content["chapter"], self.mode, self._content["recipe"])
+        return self.folder / (name if self._content["finished"] else name.replace(".json", ".partial"))
 
     def record(self, claim_id: str, measured: Evidence, strict: bool | None = None) -> bool:
         """Add evidence for a claim to the record, on disk, and judge it by the margin in claims.yaml.
@@ -83,7 +94,8 @@ class Run:
 
         Raises:
             ClaimFailed: it failed; the record has been written first.
-            UnknownClaimError, LedgerError: no such claim; a claim of another chapter; a closed run.
+            UnknownClaimError, LedgerError: no such claim; a claim of another chapter; a closed run; evidence that
+                cannot be about this claim, or that has been recorded before.
         """
         claim = get_claim(claim_id)
         if self._content["finished"]:
@@ -92,11 +104,20 @@ class Run:
             raise LedgerError(
                 f"{claim_id} belongs to chapter {claim.chapter!r}, and this run is of {self._content['chapter']!r}"
             )
-        problems = measured.problems(claim, self.mode)
+        if malformed := measured.malformed(claim):
+            raise LedgerError(f"{claim_id}: {'; '.join(malformed)}")
+        problems = measured.unfavourable(claim, self.mode)
+        entry = {
+            "claim": claim_id,
+            "terms": claim.terms,
+            "passed": not problems,
+            "problems": problems,
+            "evidence": to_json(measured),
+        }
+        if entry in self._content["evidence"]:
+            raise LedgerError(f"{claim_id}: the same evidence was recorded before; it counts once")
         self._content["chapter"] = claim.chapter
-        self._content["evidence"].append(
-            {"claim": claim_id, "passed": not problems, "problems": problems, "evidence": to_json(measured)}
-        )
+        self._content["evidence"].append(entry)
         self._write()
         if strict is None:
             strict = claim.kind != "experiment" or self.mode == "smoke"
@@ -112,8 +133,10 @@ class Run:
         """
         if not self._content["evidence"]:
             raise LedgerError("the run recorded no claim, so there is nothing to finish")
+        partial = self.path
         self._content["finished"] = True
         self._write()
+        partial.unlink(missing_ok=True)
         passed: dict[str, bool] = {}
         for entry in self._content["evidence"]:
             passed[entry["claim"]] = passed.get(entry["claim"], True) and entry["passed"]
@@ -130,6 +153,7 @@ def start_run(
     folder: Path | str | None = None,
     recipe: str | None = None,
     precision: str = "float64",
+    device: str = "cpu",
 ) -> Run:
     """Open a run; `record` and `finish_run` then refer to it.
 
@@ -138,13 +162,13 @@ def start_run(
         seeds: of the random numbers used.
         folder: for the record; default `RESID_RESULTS`, else `resid-results` in the working directory.
         recipe: hash of the recipe, for experiments with several; becomes part of the file's name.
-        precision: of the computation.
+        precision: of the computation. device: what computes, "cpu" or "cuda".
 
     Raises:
-        OptionError: unknown mode.
+        OptionError: unknown mode, or a recipe that cannot be part of a file name.
     """
     global _current
-    _current = Run(mode, seeds, records_folder() if folder is None else Path(folder), recipe, precision)
+    _current = Run(mode, seeds, records_folder() if folder is None else Path(folder), recipe, precision, device)
     return _current
 
 
@@ -177,17 +201,20 @@ def _open_run() -> Run:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of what computes."""
+    """Versions of Python and of what computes; "unknown" for what is not installed as a package."""
     found = {"python": platform.python_version()}
     for name in ("torch", "numpy", "scipy", "sympy", "resid"):
-        found[name] = importlib.metadata.version("resid-book" if name == "resid" else name)
+        try:
+            found[name] = importlib.metadata.version("resid-book" if name == "resid" else name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
     return found
 
 
-def device_name() -> str:
+def device_name(device: str = "cpu") -> str:
     """The GPU's name, or the CPU's architecture and core count."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
 
 
@@ -200,23 +227,23 @@ def _command() -> str:
 
 
 def git_commit() -> tuple[str | None, bool | None]:
-    """The commit of the code, and whether the code differs from it; (None, None) where neither is known."""
+    """The commit of the code, and whether the code differs from it; None for what is not known."""
     try:
-        distribution = importlib.metadata.distribution("resid-book")
+        origin = json.loads(importlib.metadata.distribution("resid-book").read_text("direct_url.json") or "{}")
     except importlib.metadata.PackageNotFoundError:
-        return None, None
-    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        origin = {}
     if commit := origin.get("vcs_info", {}).get("commit_id"):
         return commit, False
     if not (_ROOT / ".git").exists():
         return None, None
-    head = _git("rev-parse", "HEAD")
-    return (head, bool(_git("status", "--porcelain", "--", *_CODE))) if head else (None, None)
+    status = _git("status", "--porcelain", "--", *_CODE)
+    return _git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str) -> str | None:
+    """Output of a git command on the checkout, None where it fails."""
     try:
         done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -19,9 +19,10 @@ from resid.ledger.evidence import Evidence, from_json
 
 @dataclass(frozen=True)
 class Entry:
-    """One piece of evidence in a record, with the judgement at the time of the run."""
+    """One piece of evidence in a record, with the claim's terms and the judgement at the time of the run."""
 
     claim: str
+    terms: dict[str, Any]
     evidence: Evidence
     passed: bool
     problems: tuple[str, ...]
@@ -39,6 +40,11 @@ class Record:
     def mode(self) -> str:
         """ "smoke" or "full"."""
         return self.info["mode"]
+
+
+def record_name(chapter: str, mode: str, recipe: str | None) -> str:
+    """The file name of a record: one for each chapter, mode and recipe."""
+    return ".".join(part for part in (chapter.replace("/", "-"), mode, recipe, "json") if part)
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
@@ -69,8 +75,8 @@ def read_record(path: Path) -> Record:
     """Read one record file.
 
     Raises:
-        RecordError: not JSON (cut short, say), not of the schema, altered since it was written, or of a run that did
-            not finish. The text names the file.
+        RecordError: not JSON (cut short, say), not of the schema, altered since it was written, renamed, or of a run
+            that did not finish. The text names the file.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -82,8 +88,12 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path}: the content does not match its checksum: altered after the run; run it again")
     if not content["finished"]:
         raise RecordError(f"{path}: the run did not finish; run it again or remove the file")
+    name = record_name(content["chapter"], content["mode"], content["recipe"])
+    if path.name != name:
+        raise RecordError(f"{path}: a record of this run is called {name}; a copy beside it would count twice")
     entries = tuple(
-        Entry(e["claim"], from_json(e["evidence"]), e["passed"], tuple(e["problems"])) for e in content.pop("evidence")
+        Entry(e["claim"], e["terms"], from_json(e["evidence"]), e["passed"], tuple(e["problems"]))
+        for e in content.pop("evidence")
     )
     return Record(path, content, entries)
 
@@ -92,9 +102,20 @@ def read_records(folder: Path) -> tuple[Record, ...]:
     """Every record in a folder, by name. A folder that does not exist holds none.
 
     Raises:
-        RecordError: any file in it is not a sound record; nothing is skipped.
+        RecordError: anything in it is not a sound record; nothing is skipped but hidden files and README.md.
     """
-    return tuple(read_record(path) for path in sorted(folder.glob("*.json")))
+    if folder.exists() and not folder.is_dir():
+        raise RecordError(f"{folder}: a folder of records is needed")
+    found = []
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.name.startswith(".") or path.name == "README.md":
+            continue
+        if path.suffix == ".partial":
+            raise RecordError(f"{path}: the run did not finish; run it again or remove the file")
+        if path.suffix != ".json" or not path.is_file():
+            raise RecordError(f"{path}: is no record and does not belong here")
+        found.append(read_record(path))
+    return tuple(found)
 
 
 def _validate(path: Path, content: Any) -> None:

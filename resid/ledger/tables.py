@@ -8,13 +8,11 @@ from collections.abc import Collection, Mapping
 from resid.ledger.catalog import papers
 from resid.ledger.judge import VERDICTS, Verdict, verdicts
 
-_PAGE = {"theorem": "Theorem", "identity": "Identity", "experiment": "Experiment"}
-
 
 def scoreboard(
     paper: str | None = None, found: Mapping[str, Verdict] | None = None, pages: Collection[str] = ()
 ) -> str:
-    """One row a claim: where it stands, what it says, the verdict, what the verdict rests on.
+    """One row a claim: where it stands, what it says, the verdict with what it rests on and the chapter that tests it.
 
     Args:
         paper: key of one paper; default all.
@@ -24,20 +22,21 @@ def scoreboard(
     Returns:
         A Markdown table.
     """
-    rows = [
-        "| where | claim | verdict | evidence | in this build | chapter |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = ["| where | claim | verdict |", "|---|---|---|"]
     for verdict in _select(found, paper):
         claim = verdict.claim
-        chapter = f"[{claim.chapter}]({claim.chapter}.ipynb)" if claim.chapter in pages else claim.chapter
         statement = claim.statement
         if claim.printed is not None:
             statement += f" Printed: {claim.printed:g} {claim.unit}."
         if claim.correction:
             statement += f" **Instead:** {claim.correction}"
-        cells = (claim.where, statement, f"**{verdict.label}**", verdict.detail, verdict.smoke or "–", chapter)
-        rows.append("| " + " | ".join(_cell(c) for c in cells) + " |")
+        judged = [f"**{verdict.label}**"]
+        if verdict.detail and verdict.detail not in verdict.label:
+            judged.append(verdict.detail)
+        if verdict.smoke:
+            judged.append({"passed": "held again in this build", "failed": "**failed in this build**"}[verdict.smoke])
+        judged.append(f"[{claim.chapter}]({claim.chapter}.ipynb)" if claim.chapter in pages else claim.chapter)
+        rows.append("| " + " | ".join(_cell(c) for c in (claim.where, statement, "; ".join(judged))) + " |")
     return "\n".join(rows)
 
 

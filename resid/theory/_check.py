@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,19 +17,35 @@ EPS = torch.finfo(torch.float64).eps
 
 
 def as_real(name: str, value: Any) -> Tensor:
-    """`value` as a real floating tensor; integers and Python lists become float64."""
-    if isinstance(value, (list, tuple, int, float)):  # torch would make these float32
-        value = torch.as_tensor(value, dtype=torch.float64)
-    array = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    """`value` as a dense float32 or float64 tensor; integers, lists and NumPy arrays of other kinds become float64."""
+    if isinstance(value, Tensor):
+        array = value
+    else:
+        if value is None or isinstance(value, (str, bytes, dict)):  # NumPy would read None as NaN
+            raise ShapeError(f"{name} of type {type(value).__name__} is no array of real numbers")
+        try:  # a copy, since torch cannot wrap every NumPy array and must not write into this one
+            array = torch.from_numpy(np.array(value, dtype=_numpy_type(value)))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ShapeError(f"{name} of type {type(value).__name__} is no array of real numbers: {error}") from error
+    if array.layout != torch.strided or array.is_meta:
+        raise ShapeError(f"{name} is a {array.layout} tensor on {array.device}: a dense one with values is needed")
     if array.is_complex():
-        raise ShapeError(f"{name} has dtype {array.dtype}: a real matrix is needed")
+        raise ShapeError(f"{name} has dtype {array.dtype}: real numbers are needed")
     if not array.is_floating_point():
         array = array.to(torch.float64)
+    if array.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(f"{name} has dtype {array.dtype}: float32 or float64 is needed, half precision is too coarse")
     # a finite sum proves every entry finite without a temporary as large as the array; an infinite one proves nothing
     if not bool(torch.isfinite(array.detach().sum())) and not bool(torch.isfinite(array).all()):
         bad = int((~torch.isfinite(array)).sum())
         raise NotFiniteError(f"{name} holds {bad} entries that are NaN or infinite: every entry must be finite")
     return array
+
+
+def _numpy_type(value: Any) -> np.dtype:
+    """float32 stays, complex is kept to be refused by name, everything else becomes float64."""
+    kind = np.asarray(value).dtype
+    return kind if kind == np.float32 or kind.kind == "c" else np.dtype(np.float64)
 
 
 def as_square(name: str, value: Any) -> Tensor:
@@ -50,9 +68,20 @@ def as_layers(name: str, value: Any) -> Tensor:
 
 def as_depth(name: str, value: Any) -> int:
     """An integer depth >= 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    whole = as_whole(value)
+    if whole is None or whole < 1:
         raise DepthError(f"{name} = {value!r}: an integer of at least 1 is needed")
-    return value
+    return whole
+
+
+def as_whole(value: Any) -> int | None:
+    """`value` as an int if it is a whole number of an integer type (NumPy's, too) and no bool; else None."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def as_covariance(name: str, value: Any, d: int) -> Tensor:
@@ -90,8 +119,12 @@ def check_same_dimension(name: str, matrix: Tensor, d: int, other: str) -> None:
         raise ShapeError(f"{name} is {tuple(matrix.shape)} and {other} has d = {d}: the dimensions must agree")
 
 
-def check_positive(name: str, value: float) -> float:
+def check_positive(name: str, value: Any) -> float:
     """A finite number > 0."""
-    if not math.isfinite(value) or value <= 0:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, str) or not math.isfinite(number) or number <= 0:
         raise OptionError(f"{name} = {value!r}: a finite number > 0 is needed")
-    return value
+    return number

@@ -1,7 +1,7 @@
 """Near-identity factorisations R = (I + A_depth) ... (I + A_1) with every ||A_i|| small.
 
 Hardt & Ma 2016, Theorem 2.1, in both printed versions, and what this project adds to it: the equal-norm polar
-construction with its bound, and a lower bound that it meets for every normal matrix without negative eigenvalues.
+construction with its bound, and a lower bound that it meets for normal matrices without negative eigenvalues.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid.errors import DepthError, DeterminantError
-from resid.theory._check import EPS, as_depth, as_layers, as_square, check_option
+from resid.errors import DepthError, DeterminantError, ShapeError
+from resid.theory._check import EPS, as_depth, as_layers, as_square, check_option, check_same_dimension
 from resid.theory._rotation import PlaneRotations, plane_rotations
 from resid.theory.factor_lower_bound import near_identity_lower_bound
 
@@ -25,6 +25,7 @@ __all__ = [
     "max_layer_norm",
     "near_identity_bound",
     "near_identity_lower_bound",
+    "rotation_angle",
     "spectral_gamma",
 ]
 
@@ -81,9 +82,25 @@ def max_layer_norm(A: Tensor) -> Tensor:
 
 
 def factorization_error(A: Tensor, R: Tensor) -> float:
-    """||(I + A_depth) ... (I + A_1) - R||_F / ||R||_F in the precision of `A`: the checker of both constructions."""
+    """||(I + A_depth) ... (I + A_1) - R||_F / ||R||_F in the precision of `A`: the checker of both constructions.
+
+    Args:
+        A: layers (depth, d, d). R: (d, d), not zero.
+
+    Raises:
+        ShapeError, NotFiniteError: `A` is no single stack of layers, or `R` does not fit it.
+
+    Example:
+        >>> factorization_error(torch.zeros(3, 2, 2), torch.eye(2))
+        0.0
+    """
     A, R = as_layers("A", A), as_square("R", R)
-    return float(torch.linalg.matrix_norm(compose(A) - R.to(A)) / torch.linalg.matrix_norm(R.to(A)))
+    if A.ndim != 3:
+        raise ShapeError(f"A has shape {tuple(A.shape)}: one network (depth, d, d) is needed")
+    check_same_dimension("R", R, A.shape[-1], "A")
+    R = R.to(A)
+    scale = R.abs().max()  # squares of very large or small entries would overflow or vanish
+    return float(torch.linalg.matrix_norm((compose(A) - R) / scale) / torch.linalg.matrix_norm(R / scale))
 
 
 def spectral_gamma(R: Any) -> float:
@@ -101,8 +118,25 @@ def spectral_gamma(R: Any) -> float:
     return max(abs(math.log(float(sigma[0]))), abs(math.log(float(sigma[-1]))))
 
 
+def rotation_angle(R: Any) -> float:
+    """theta_max, the largest angle in [0, pi] by which the rotation Q of R = QP turns a plane, in radians.
+
+    Raises:
+        DeterminantError: det R <= 0, or R is singular to float64 precision.
+
+    Example:
+        >>> round(rotation_angle(torch.tensor([[0.0, -3.0], [2.0, 0.0]])), 6)  # a quarter turn and a stretch
+        1.570796
+    """
+    U, _, Vh = _svd_positive(as_square("R", R))
+    return plane_rotations(U @ Vh).largest_angle
+
+
 def factor_near_identity(R: Any, depth: int, method: str = "polar") -> Tensor:
-    """Layers A_1 .. A_depth near zero with (I + A_depth) ... (I + A_1) = R exactly (to rounding).
+    """Layers A_1 .. A_depth near zero with (I + A_depth) ... (I + A_1) = R, exactly but for rounding.
+
+    Rounding is that of storing layers next to -I as A: where R shrinks a direction by sigma_min^(1/depth) per layer,
+    the relative error of the product is of the order of depth eps / sigma_min^(1/depth).
 
     method="polar" (recommended): R = QP with a rotation Q and P positive definite, and
     I + A_i = Q^(i/depth) P^(1/depth) Q^(-(i-1)/depth). The product telescopes to QP. All layers have the same norm,
@@ -169,7 +203,9 @@ def near_identity_bound(R: Any, depth: int, version: str = "polar") -> float:
     check_option("version", version, VERSIONS)
     if version == "polar":
         U, sigma, Vh = _svd_positive(matrix)
-        return math.expm1(_gamma(sigma) / depth) + plane_rotations(U @ Vh).distance_to_identity(1 / depth)
+        stretch = _gamma(sigma) / depth
+        grown = math.expm1(stretch) if stretch < 700 else math.inf
+        return grown + plane_rotations(U @ Vh).distance_to_identity(1 / depth)
     if version == "v3":
         gamma = _gamma(_svd_positive(matrix)[1])
         constant = 4 * math.pi + 3 * gamma

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from resid.errors import DeterminantError, OptionError, ShapeError
 from resid.theory._check import (
+    EPS,
     as_covariance,
     as_layers,
     as_real,
     as_square,
+    as_whole,
     check_option,
     check_positive,
     check_same_dimension,
@@ -61,7 +63,7 @@ def population_risk(A: Any, R: Any, sigma: Any) -> Tensor:
     """
     A, R, sigma = _arguments(A, R, sigma)
     error = _forward(A)[-1] - R
-    return ((error @ sigma) * error).sum((-2, -1))
+    return ((error @ sigma) * error).sum((-2, -1)).clamp_min(0)  # rounding may fall below zero for a singular sigma
 
 
 def risk_gradient(A: Any, R: Any, sigma: Any) -> Tensor:
@@ -94,8 +96,9 @@ def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tens
     form="product": 4 sum_i prod_(j != i) (1 - ||A_j||)^2 sigma_min(Sigma) f, finer, equal when all norms agree.
 
     A bound, tight in every dimension (equality: A_i = -tau I with the error on the smallest eigenvector of Sigma).
-    sigma_min(Sigma) is the smallest nonzero eigenvalue, so that a singular Sigma is covered. Where some ||A_j|| >= 1
-    the factor 1 - ||A_j|| is replaced by 0 and the bound is trivial.
+    sigma_min(Sigma) is the smallest nonzero eigenvalue, so that a singular Sigma is covered; f is counted on the
+    directions of the nonzero eigenvalues, so that one that rounding cannot tell from zero does no harm. Where some
+    ||A_j|| >= 1 the factor 1 - ||A_j|| is replaced by 0 and the bound is trivial.
 
     This corrects inequality (2.3) of Hardt & Ma 2016 in its first version, which has (1 - tau)^(depth - 1) and
     sigma_min(Sigma)^2; both are refuted in the chapter `linear/landscape`.
@@ -117,6 +120,7 @@ def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tens
         True
     """
     check_option("form", form, FORMS)
+    smallest, kept = _nonzero_part(as_square("sigma", sigma))
     A, R, sigma = _arguments(A, R, sigma)
     depth = A.shape[-3]
     room = (1 - torch.linalg.matrix_norm(A, ord=2)).clamp_min(0)  # (..., depth), 1 - ||A_i||
@@ -126,21 +130,28 @@ def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tens
         others = room[..., None, :].expand(*room.shape[:-1], depth, depth).clone()
         others.diagonal(dim1=-2, dim2=-1).fill_(1)
         chain = (others.prod(-1) ** 2).sum(-1)
-    return 4 * chain * smallest_nonzero_eigenvalue(sigma) * population_risk(A, R, sigma)
+    return 4 * chain * smallest * population_risk(A, R, kept)
 
 
 def smallest_nonzero_eigenvalue(sigma: Any) -> float:
-    """Smallest eigenvalue of a covariance above rounding (d eps times the largest); 0 for the zero matrix.
+    """Smallest eigenvalue of a covariance above rounding (d eps of its dtype times the largest); 0 if there is none.
+
+    Raises:
+        ShapeError, NotFiniteError: not a finite square matrix.
 
     Example:
         >>> smallest_nonzero_eigenvalue(torch.diag(torch.tensor([3.0, 2.0, 0.0])))
         2.0
     """
-    matrix = as_square("sigma", sigma)
-    eigenvalues = torch.linalg.eigvalsh(matrix.detach().to(torch.float64))
-    cut = len(matrix) * torch.finfo(matrix.dtype).eps * float(eigenvalues[-1])
-    nonzero = eigenvalues[eigenvalues > cut]
-    return float(nonzero[0]) if len(nonzero) else 0.0
+    return _nonzero_part(as_square("sigma", sigma))[0]
+
+
+def _nonzero_part(sigma: Tensor) -> tuple[float, Tensor]:
+    """The smallest nonzero eigenvalue, and sigma without the directions of eigenvalues that are zero up to rounding."""
+    values, vectors = torch.linalg.eigh(sigma.detach().to(torch.float64))
+    kept = values > len(sigma) * torch.finfo(sigma.dtype).eps * float(values[-1])
+    part = (vectors[:, kept] * values[kept]) @ vectors[:, kept].mT
+    return (float(values[kept][0]) if bool(kept.any()) else 0.0), part
 
 
 def augment_negative_determinant(R: Any) -> Tensor:
@@ -166,10 +177,12 @@ def augment_negative_determinant(R: Any) -> Tensor:
                 [ 0., -1.]])
     """
     matrix = as_square("R", R)
-    sign = float(torch.linalg.slogdet(matrix.detach().to("cpu", torch.float64)).sign)
-    if sign >= 0:
-        state = "0" if sign == 0 else "positive"
-        raise DeterminantError(f"det R is {state}: only a map of negative determinant is augmented; use R as it is")
+    precise = matrix.detach().to("cpu", torch.float64)
+    sign, singular = float(torch.linalg.slogdet(precise).sign), torch.linalg.svdvals(precise)
+    if float(singular[-1]) <= len(matrix) * EPS * float(singular[0]):
+        raise DeterminantError("det R is 0 to float64 precision: only a map of negative determinant is augmented")
+    if sign > 0:
+        raise DeterminantError("det R is positive: only a map of negative determinant is augmented; use R as it is")
     return torch.block_diag(matrix, -torch.ones(1, 1, dtype=matrix.dtype, device=matrix.device))
 
 
@@ -209,13 +222,15 @@ def regression_map(X: Any, Y: Any) -> tuple[Tensor, Tensor, float]:
                 [0., 2.]]), 0.0)
     """
     X, Y = as_real("X", X), as_real("Y", Y)
+    dtype = torch.promote_types(X.dtype, Y.dtype)
+    X, Y = X.to(dtype), Y.to(X.device, dtype)
     if X.ndim != 2 or X.shape != Y.shape or 0 in X.shape:
         raise ShapeError(f"X has shape {tuple(X.shape)}, Y {tuple(Y.shape)}: both must be (n, d)")
     n, d = X.shape
     rank = int(torch.linalg.matrix_rank(X))
     if rank < d:
         raise ShapeError(f"X has rank {rank} < d = {d}: R is not unique; drop the directions the data do not span")
-    solution = torch.linalg.lstsq(X, Y.to(X)).solution.mT
+    solution = torch.linalg.lstsq(X, Y).solution.mT
     noise = float((X @ solution.mT - Y).square().sum() / n)
     return solution, X.mT @ X / n, noise
 
@@ -265,14 +280,16 @@ def gradient_descent(A: Any, R: Any, sigma: Any, learning_rate: float, steps: in
     A, R, sigma = _arguments(A, R, sigma)
     check_positive("learning_rate", learning_rate)
     check_positive("target", target)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+    count = as_whole(steps)
+    if count is None or count < 0:
         raise OptionError(f"steps = {steps!r}: an integer of at least 0 is needed")
+    A = A.detach()
     history, reached = [], torch.full(A.shape[:-3], -1, device=A.device)
-    for step in range(steps + 1):
+    for step in range(count + 1):
         risk, gradient = _risk_and_gradient(A, R, sigma)
         history.append(risk)
         reached = torch.where((reached < 0) & (risk <= target), step, reached)
-        if step == steps or bool((reached >= 0).all()):
+        if step == count or bool((reached >= 0).all()):
             break
         A = A - learning_rate * gradient
     return Descent(A=A, risk=torch.stack(history), steps=reached)
@@ -303,4 +320,4 @@ def _risk_and_gradient(A: Tensor, R: Tensor, sigma: Tensor) -> tuple[Tensor, Ten
     for i in reversed(range(A.shape[-3])):
         gradient[..., i, :, :] = back @ products[i].mT
         back = back + A[..., i, :, :].mT @ back
-    return (weighted * error).sum((-2, -1)), gradient
+    return (weighted * error).sum((-2, -1)).clamp_min(0), gradient

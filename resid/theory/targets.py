@@ -36,7 +36,12 @@ def sample_target(family: str, d: int, generator: Generator) -> Tensor:
 
 
 def random_rotation(d: int, generator: Generator) -> Tensor:
-    """A Haar-distributed rotation in SO(d): QR of a Gaussian matrix with the signs of R's diagonal fixed."""
+    """A Haar-distributed rotation in SO(d): QR of a Gaussian matrix with the signs of R's diagonal fixed.
+
+    Raises:
+        DepthError: d is no integer of at least 1.
+    """
+    d = as_depth("d", d)
     Q, triangle = torch.linalg.qr(_normal(generator, d, d))
     return _positive(Q * triangle.diagonal().sign())
 

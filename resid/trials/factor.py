@@ -24,9 +24,11 @@ from resid.theory.factor import (
     spectral_gamma,
 )
 from resid.theory.targets import FAMILIES, random_rotation, sample_target
+from resid.trials._worst import worst_of
 
 __all__ = [
     "FamilyTrial",
+    "determinants_stay_positive",
     "family_trial",
     "gamma_scaling",
     "normal_targets",
@@ -65,31 +67,34 @@ def family_trial(per_family: int, generator: Generator) -> FamilyTrial:
     Raises:
         ArithmeticError: a product misses its target.
     """
-    rows, worst, worst_first, falls = [], 0.0, 0.0, 0.0
+    rows: list[tuple[str, float, float, float]] = []
+    every: list[float] = []
+    first: list[float] = []
+    falls: list[float] = []
     for family in FAMILIES:
         ratios: dict[str, list[float]] = {"svd": [], "polar": []}
         for case in range(per_family):
             R = sample_target(family, 1 + case % 20, generator)
             gamma = spectral_gamma(R)
             depth = max(1, math.ceil(3 * gamma)) + (0, 2, 17)[case % 3]
-            bound, first = (near_identity_bound(R, depth, version) for version in ("v3", "submission"))
+            bound = near_identity_bound(R, depth, "v3")
             norm = _checked_norm(R, depth, "polar")
             ratios["polar"].append(norm / bound)
-            worst_first = max(worst_first, norm / first)
-            twice = _checked_norm(R, 2 * depth, "polar")
-            falls = max(falls, 2 * depth * twice / (4 * math.pi + 3 * gamma))
+            first.append(norm / near_identity_bound(R, depth, "submission"))
+            constant = 4 * math.pi + 3 * gamma
+            falls += [deeper * _checked_norm(R, deeper, "polar") / constant for deeper in (2 * depth, 8 * depth)]
             try:
                 ratios["svd"].append(_checked_norm(R, depth, "svd") / bound)
             except DepthError:
                 continue
-        worst = max(worst, *ratios["svd"], *ratios["polar"])
-        rows.append((family, max(ratios["svd"]), max(ratios["polar"]), float(np.mean(ratios["polar"]))))
+        every += ratios["svd"] + ratios["polar"]
+        rows.append((family, worst_of(ratios["svd"]), worst_of(ratios["polar"]), float(np.mean(ratios["polar"]))))
     total, what = per_family * len(FAMILIES), f"nine families, {per_family} each, d <= 20"
     return FamilyTrial(
         rows,
-        Cases(total, worst, f"{what}, both constructions"),
-        Cases(total, falls, f"{what}, at twice the depth"),
-        Cases(total, worst_first, f"{what}, det R > 0, polar construction", statement="corrected"),
+        Cases(total, worst_of(every), f"{what}, both constructions"),
+        Cases(total, worst_of(falls), f"{what}, at twice and eight times the depth"),
+        Cases(total, worst_of(first), f"{what}, det R > 0, polar construction", statement="corrected"),
     )
 
 
@@ -103,16 +108,16 @@ def _checked_norm(R: Tensor, depth: int, method: str) -> float:
 
 def positive_definite(n: int, generator: Generator) -> tuple[Cases, Cases]:
     """Positive definite targets, d = 1..20: ||R^(1/l) - I|| against 3 gamma/l, and against e^(gamma/l) - 1."""
-    worst, worst_root = 0.0, 0.0
+    ratios, roots = [], []
     for case in range(n):
         R = sample_target("positive definite", 1 + case % 20, generator)
         gamma = spectral_gamma(R)
         depth = max(1, math.ceil(3 * gamma)) + case % 7
         norm = _checked_norm(R, depth, "polar")
-        worst = max(worst, norm / (3 * gamma / depth))
-        worst_root = max(worst_root, norm / math.expm1(gamma / depth))
+        ratios.append(norm / (3 * gamma / depth))
+        roots.append(norm / math.expm1(gamma / depth))
     what = "random positive definite maps, d <= 20"
-    return Cases(n, worst, what), Cases(n, worst_root, what, statement="corrected")
+    return Cases(n, worst_of(ratios), what), Cases(n, worst_of(roots), what, statement="corrected")
 
 
 def orthogonal_blocks(n: int, generator: Generator) -> tuple[Cases, Cases]:
@@ -121,7 +126,7 @@ def orthogonal_blocks(n: int, generator: Generator) -> tuple[Cases, Cases]:
     The first number is the worst of: what lies outside the blocks; the distance of a 2 x 2 block from a rotation; 1 if
     the parity of the blocks -1 disagrees with the determinant. The second is the error of S diag(blocks) S^T.
     """
-    worst, worst_normal = 0.0, 0.0
+    deviations, errors = [], []
     for case in range(n):
         d, sign = 1 + case % 12, (-1) ** (case // 12)
         Q = random_rotation(d, generator)
@@ -129,12 +134,12 @@ def orthogonal_blocks(n: int, generator: Generator) -> tuple[Cases, Cases]:
         blocks, error = _schur_blocks(Q.numpy())
         turns = [np.linalg.norm(b.T @ b - np.eye(2)) + abs(np.linalg.det(b) - 1) for b in blocks if len(b) == 2]
         minus = sum(len(b) == 1 and b[0, 0] < 0 for b in blocks)
-        worst = max(worst, error, *turns, float((-1) ** minus != sign))
+        deviations += [error, *turns, float((-1) ** minus != sign)]
         normal = Q.mT @ _normal_blocks(d, generator)[0] @ Q
-        worst_normal = max(worst_normal, _schur_blocks(normal.numpy())[1])
+        errors.append(_schur_blocks(normal.numpy())[1])
     return (
-        Cases(n, worst, "random orthogonal matrices, d <= 12, both determinants", statement="corrected"),
-        Cases(n, worst_normal, "random normal matrices, d <= 12"),
+        Cases(n, worst_of(deviations), "random orthogonal matrices, d <= 12, both determinants", statement="corrected"),
+        Cases(n, worst_of(errors), "random normal matrices, d <= 12"),
     )
 
 
@@ -174,11 +179,11 @@ def normal_targets(n: int, generator: Generator) -> list[tuple[Tensor, int, floa
 
 def normal_targets_gap(n: int, generator: Generator) -> tuple[float, float]:
     """How far the polar norm, and the lower bound, are at most from max ``|lambda^(1/depth) - 1|`` (cut off at 1)."""
-    gap, slack = 0.0, 0.0
+    gaps, slacks = [], []
     for R, depth, exact in normal_targets(n, generator):
-        gap = max(gap, abs(_checked_norm(R, depth, "polar") - exact))
-        slack = max(slack, abs(min(exact, 1.0) - near_identity_lower_bound(R, depth)))
-    return gap, slack
+        gaps.append(abs(_checked_norm(R, depth, "polar") - exact))
+        slacks.append(abs(min(exact, 1.0) - near_identity_lower_bound(R, depth)))
+    return worst_of(gaps), worst_of(slacks)
 
 
 def split_counterexample(angle: float = 3.1, depth: int = 5) -> Counterexample:
@@ -195,7 +200,7 @@ def split_rounded(n: int, generator: Generator) -> Cases:
     Each rotation gets q = floor(2 pi depth/(4 pi + 3 gamma)) layers, the stretch the rest. Counted where q >= 1 and the
     stretch has at least max(1, gamma) layers.
     """
-    tried, worst = 0, 0.0
+    ratios = []
     for case in range(n):
         R = sample_target(FAMILIES[case % len(FAMILIES)], 2 + case % 12, generator)
         U, K, Vh = np.linalg.svd(R.numpy())
@@ -207,8 +212,10 @@ def split_rounded(n: int, generator: Generator) -> Cases:
         p = depth - 2 * q
         if q >= 1 and p >= max(1, gamma):
             norm = _three_factor_norm(U, K, Vh, (q, p, q))
-            worst, tried = max(worst, norm * depth / (4 * math.pi + 3 * gamma)), tried + 1
-    return Cases(tried, worst, "nine families, d <= 13, numbers of layers rounded down", statement="corrected")
+            ratios.append(norm * depth / (4 * math.pi + 3 * gamma))
+    return Cases(
+        len(ratios), worst_of(ratios), "nine families, d <= 13, numbers of layers rounded down", statement="corrected"
+    )
 
 
 def _three_factor_norm(U: np.ndarray, K: np.ndarray, Vh: np.ndarray, counts: tuple[int, int, int]) -> float:
@@ -221,17 +228,17 @@ def _three_factor_norm(U: np.ndarray, K: np.ndarray, Vh: np.ndarray, counts: tup
 
 def gamma_scaling(n: int, generator: Generator) -> Cases:
     """Numerical minimum of gamma(cR) over c > 0 against half the logarithm of the condition number; d = 4."""
-    worst = 0.0
+    errors = []
     for _ in range(n):
         U, V = random_rotation(4, generator), random_rotation(4, generator)
-        decades = 8 * float(torch.rand((), generator=generator))
+        decades = 1 + 7 * float(torch.rand((), generator=generator))
         R = U @ (torch.logspace(1, 1 - decades, 4, dtype=torch.float64)[:, None] * V)
         best = minimize_scalar(
             lambda c, R=R: spectral_gamma(math.exp(c) * R), bounds=(-30, 30), method="bounded", options={"xatol": 1e-10}
         )
         half = 0.5 * math.log(np.linalg.cond(R.numpy()))
-        worst = max(worst, abs(best.fun - half) / half)
-    return Cases(n, worst, "random maps, d = 4, condition numbers from 1 to 1e8")
+        errors.append(abs(best.fun - half) / half)
+    return Cases(n, worst_of(errors), "random maps, d = 4, condition numbers from 10 to 1e8")
 
 
 def search_least_norm(R: Tensor, depth: int) -> tuple[float, float]:
@@ -240,6 +247,9 @@ def search_least_norm(R: Tensor, depth: int) -> tuple[float, float]:
     All layers but the last are free, the last makes the product exact; power means of growing power stand in for the
     maximum. An estimate from above of the true minimum.
     """
+    R = R.detach().to("cpu", torch.float64)
+    if depth == 1:
+        return float(torch.linalg.matrix_norm(R - torch.eye(len(R), dtype=R.dtype), ord=2)), 0.0
     eye = torch.eye(len(R), dtype=R.dtype)
     free = factor_near_identity(R, depth)[:-1].clone().requires_grad_()
 
@@ -260,3 +270,16 @@ def search_least_norm(R: Tensor, depth: int) -> tuple[float, float]:
         optimizer.step(partial(loss, power))
     A = layers().detach()
     return float(max_layer_norm(A)), factorization_error(A, R)
+
+
+def determinants_stay_positive(n: int, generator: Generator) -> float:
+    """Least determinant of I + A over random A of norm .999, d = 1..6; half of them reach down to -.999 I."""
+    found = []
+    for case in range(n):
+        d = 1 + case % 6
+        A = torch.randn(d, d, generator=generator, dtype=torch.float64)
+        if case % 2:
+            A = -torch.eye(d, dtype=torch.float64) + 0.3 * A
+        A = 0.999 * A / torch.linalg.matrix_norm(A, ord=2)
+        found.append(-float(torch.linalg.det(torch.eye(d, dtype=torch.float64) + A)))
+    return -worst_of(found)

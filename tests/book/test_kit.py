@@ -139,6 +139,8 @@ def test_slider_is_self_contained_and_readable_without_script():
     assert data["paths"][1][1].count("M") == 2  # the missing point is not drawn
     assert slider()._repr_html_() == slider()._repr_html_()
     assert 'value="1"' in slider(start=1)._repr_html_()
+    assert "figcaption" not in html
+    assert ">two &lt;curves&gt;</figcaption></figure>" in slider(caption="two <curves>")._repr_html_()
 
 
 def test_slider_places_points_where_they_belong():
@@ -163,6 +165,7 @@ def test_slider_cannot_end_the_script_element():
         ({"readings": ["one"]}, ShapeError, "1 readings for 2 positions"),
         ({"alt": " "}, OptionError, "alt is empty"),
         ({"start": 2}, OptionError, "start = 2"),
+        ({"series": []}, OptionError, "series is empty"),
         ({"x": [0, -1, -2], "log_x": True}, OptionError, "nothing to draw on the logarithmic x axis"),
     ],
 )

@@ -4,8 +4,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from resid.errors import NotFiniteError, OptionError, ShapeError
+from resid.errors import DepthError, NotFiniteError, OptionError, ShapeError
 from resid.lab.data import image_pairs, load_dataset, mirrored, rotated, shifted, whitening
+from resid.theory.targets import random_rotation
 
 
 def test_digits_are_the_published_ones():
@@ -61,3 +62,14 @@ def test_image_pairs_are_whitened_inputs_and_transformed_images():
     torch.testing.assert_close(X.mT @ X / len(X), torch.eye(5, dtype=torch.float64))
     X, Y = image_pairs(mirrored, components=5)
     assert not torch.allclose(X, Y)
+
+
+def test_data_helpers_take_numpy_and_name_what_is_wrong():
+    images = load_dataset("digits").images[:3]
+    torch.testing.assert_close(rotated(images.numpy(), degrees=20), rotated(images, degrees=20))
+    torch.testing.assert_close(mirrored(images.clone().requires_grad_()), mirrored(images))
+    for bad in (torch.zeros(4), torch.zeros(0, 3)):
+        with pytest.raises(ShapeError, match="one more axis is needed"):
+            whitening(bad, 1)
+    with pytest.raises(DepthError, match="d = 0"):
+        random_rotation(0, torch.Generator())

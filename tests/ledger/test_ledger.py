@@ -5,9 +5,11 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from importlib import resources
 
 import pytest
+import sympy
 import torch
 
 from resid.errors import OptionError
@@ -36,10 +38,17 @@ from resid.ledger import (
 from resid.ledger.catalog import Claim, Smoke, _load
 from resid.ledger.evidence import from_json, to_json
 from resid.ledger.judge import judge_experiment
+from resid.ledger.run import git_commit
 
 THEOREM = "hardt-ma/theorem-2.1"  # ratio, no correction
 CORRECTABLE = "hardt-ma/eq-2.3"  # ratio, has a correction
 EXPERIMENT = next(c for c in claims() if c.kind == "experiment" and c.printed is not None and c.seeds == 5)
+
+
+@pytest.fixture(autouse=True)
+def _committed(monkeypatch):
+    """Records of these tests are as if made from committed code, whatever the checkout looks like."""
+    monkeypatch.setattr("resid.ledger.run.git_commit", lambda: ("0" * 40, False))
 
 
 def enough(claim_id, worst=0.5, **kind):
@@ -99,6 +108,7 @@ def test_unknown_claim_names_near_ones():
         (lambda c: c["claims"][0].update(surprise=1), "surprise"),
         (lambda c: c["claims"].append(c["claims"][0]), "appears twice"),
         (lambda c: c["papers"].pop(0), "no paper has the key"),
+        (lambda c: c["claims"][0].update(margin=math.inf), "no finite number"),
     ],
 )
 def test_a_broken_claims_file_is_refused_by_entry(tmp_path, change, text):
@@ -112,10 +122,14 @@ def test_a_broken_claims_file_is_refused_by_entry(tmp_path, change, text):
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(LedgerError, match=text):
         _load(path)
-    path.write_text("claims: [unclosed")
-    _load.cache_clear()
-    with pytest.raises(LedgerError, match="is not YAML"):
-        _load(path)
+    for wrong, why in (
+        ("claims: [unclosed", "is not YAML"),
+        ("claims: 1\nclaims: 2\n", "the key 'claims' is given twice"),
+    ):
+        path.write_text(wrong)
+        _load.cache_clear()
+        with pytest.raises(LedgerError, match=why):
+            _load(path)
     _load.cache_clear()
 
 
@@ -125,21 +139,16 @@ def test_a_broken_claims_file_is_refused_by_entry(tmp_path, change, text):
 @pytest.mark.parametrize(
     ("claim_id", "evidence", "text"),
     [
-        (THEOREM, Cases(10, 1.0001, "w"), r"the worst ratio is 1.0001, above 1"),
+        (THEOREM, Cases(10, 1.0001, "w"), r"the worst ratio is 1.0001, not between 0 and 1"),
         (THEOREM, Cases(10, math.nan, "w"), "the worst ratio is nan"),
-        (THEOREM, Cases(0, 0.5, "w"), "nothing was tried"),
-        (THEOREM, Cases(10, 0.5, "w", statement="corrected"), "no correction"),
+        (THEOREM, Cases(10, -0.1, "w"), "the worst ratio is -0.1"),
+        (THEOREM, Cases(10, -math.inf, "w"), "the worst ratio is -inf"),
         (THEOREM, Symbolic(False, "d = 2"), "does not hold for d = 2"),
         (THEOREM, Counterexample(1.0, 2.0, "<=", "w"), "not violated"),
         (THEOREM, Counterexample(1.0, 1.0, "==", "w"), "not violated"),
         (THEOREM, Counterexample(1 + 1e-12, 1.0, "<=", "w"), "not violated"),
         (THEOREM, Counterexample(math.nan, 1.0, "<=", "w"), "not violated"),
-        (THEOREM, Seeds([1.0], [0], "w"), "not Seeds"),
-        ("hardt-ma/lemma-2.4", Cases(9, 1e-3, "w", statement="corrected"), "the worst error is 0.001, above 1e-10"),
-        (EXPERIMENT.id, Cases(10, 0.5, "w"), "it takes Seeds, not Cases"),
-        (EXPERIMENT.id, Seeds([1.0, 2.0], [0], "w"), "one value for each"),
-        (EXPERIMENT.id, Seeds([1.0, 2.0], [3, 3], "w"), "one value for each"),
-        (EXPERIMENT.id, Seeds([], [], "w"), "one value for each"),
+        ("hardt-ma/lemma-2.4", Cases(9, 1e-3, "w", statement="corrected"), "the worst error is 0.001, not between"),
     ],
 )
 def test_evidence_that_fails_raises_and_is_on_record(tmp_path, claim_id, evidence, text):
@@ -151,35 +160,80 @@ def test_evidence_that_fails_raises_and_is_on_record(tmp_path, claim_id, evidenc
     assert content["finished"] is False
 
 
+@pytest.mark.parametrize("mode", ["smoke", "full"])
+@pytest.mark.parametrize(
+    ("claim_id", "evidence", "text"),
+    [
+        (THEOREM, Cases(0, 0.5, "w"), "nothing was tried"),
+        (THEOREM, Cases(9999, 0.5, "w", statement="corrected"), "no correction"),
+        (THEOREM, Seeds([1.0], [0], "w"), "not Seeds"),
+        (CORRECTABLE, Cases(9999, 0.5, "w"), "the printed statement takes a Counterexample only"),
+        (CORRECTABLE, Symbolic(True, "d = 1"), "the printed statement takes a Counterexample only"),
+        (EXPERIMENT.id, Cases(10, 0.5, "w"), "it takes Seeds, not Cases"),
+        (EXPERIMENT.id, Counterexample(1.0, 2.0, "==", "w"), "it takes Seeds, not Counterexample"),
+        (EXPERIMENT.id, Seeds([1.0, 2.0], [0], "w"), "one value for each"),
+        (EXPERIMENT.id, Seeds([1.0, 2.0], [3, 3], "w"), "one value for each"),
+        (EXPERIMENT.id, Seeds([], [], "w"), "one value for each"),
+    ],
+)
+def test_evidence_that_cannot_be_about_the_claim_is_an_error_in_every_mode(tmp_path, mode, claim_id, evidence, text):
+    start_run(mode, folder=tmp_path)
+    with pytest.raises(LedgerError, match=text):
+        record(claim_id, evidence, strict=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_evidence_counts_once(tmp_path):
+    start_run("smoke", folder=tmp_path)
+    record(THEOREM, Cases(3, 0.5, "w"))
+    with pytest.raises(LedgerError, match="recorded before"):
+        record(THEOREM, Cases(3, 0.5, "w"))
+    record(THEOREM, Cases(3, 0.5, "other instances"))
+    finish_run()
+
+
 def test_evidence_of_no_known_form_cannot_be_made():
     with pytest.raises(OptionError, match="statement = 'both': one of 'printed', 'corrected'"):
         Cases(10, 0.5, "w", statement="both")
     with pytest.raises(OptionError, match="relation = '<': one of '<=', '>=', '=='"):
         Counterexample(1.0, 2.0, "<", "w")
+    for value in (math.nan, "False", None, torch.tensor(1.0)):
+        with pytest.raises(OptionError, match="the outcome of a comparison"):
+            Symbolic(value, "d = 1")
+    with pytest.raises(OptionError, match="no rational number"):
+        Counterexample(0.1 + 0.2, 0.3, "==", "w", exact=True)
+    assert Symbolic(sympy.true, "d = 1").holds is True
 
 
-def test_exact_counterexamples_need_no_margin():
+def test_exact_counterexamples_need_no_margin_and_do_not_round():
     claim = get_claim(THEOREM)
-    assert not Counterexample(1 + 1e-12, 1.0, "<=", "w", exact=True).problems(claim, "smoke")
-    assert not Counterexample(2.0, 1.0, "<=", "w").problems(claim, "smoke")
-    assert not Counterexample(1.0, 2.0, ">=", "w").problems(claim, "smoke")
-    assert not Counterexample(1.0, 2.0, "==", "w").problems(claim, "smoke")
+    big = 10**17
+    for left, right, relation in [
+        (big + 1, big, "<="),
+        (Fraction(1, 3), Fraction(1, 2), ">="),
+        (sympy.Rational(1, 3), 1, "=="),
+    ]:
+        assert not Counterexample(left, right, relation, "w", exact=True).unfavourable(claim, "smoke")
+    assert Counterexample(big, big, "==", "w", exact=True).unfavourable(claim, "smoke")
+    assert not Counterexample(2.0, 1.0, "<=", "w").unfavourable(claim, "smoke")
+    assert not Counterexample(1.0, 2.0, ">=", "w").unfavourable(claim, "smoke")
+    assert not Counterexample(1.0, 2.0, "==", "w").unfavourable(claim, "smoke")
 
 
 def test_full_runs_need_the_cases_fixed_beforehand():
     claim = get_claim(THEOREM)
     few = Cases(claim.cases - 1, 0.5, "w")
-    assert not few.problems(claim, "smoke")
-    assert "fixed for a full run" in few.problems(claim, "full")[0]
+    assert not few.unfavourable(claim, "smoke")
+    assert "fixed for a full run" in few.unfavourable(claim, "full")[0]
 
 
 def test_smoke_bars_of_experiments():
     claim = replace(EXPERIMENT, smoke=Smoke("at-least", 0.9, "accuracy"))
-    assert not Seeds([0.95, 0.9], [0, 1], "w").problems(claim, "smoke")
-    assert "seed 1: accuracy is 0.89" in Seeds([0.95, 0.89], [0, 1], "w").problems(claim, "smoke")[0]
-    assert "seed 0 is nan" in Seeds([math.nan], [0], "w").problems(claim, "smoke")[0]
-    assert "no smoke bar" in Seeds([0.95], [0], "w").problems(replace(EXPERIMENT, smoke=None), "smoke")[0]
-    assert not Seeds([0.1], [0], "w").problems(claim, "full")  # the verdict says what it amounts to
+    assert not Seeds([0.95, 0.9], [0, 1], "w").unfavourable(claim, "smoke")
+    assert "seed 1: accuracy is 0.89" in Seeds([0.95, 0.89], [0, 1], "w").unfavourable(claim, "smoke")[0]
+    assert "seed 0 is nan" in Seeds([math.nan], [0], "w").unfavourable(claim, "smoke")[0]
+    assert "no smoke bar" in Seeds([0.95], [0], "w").unfavourable(replace(EXPERIMENT, smoke=None), "smoke")[0]
+    assert not Seeds([0.1], [0], "w").unfavourable(claim, "full")  # the verdict says what it amounts to
 
 
 @pytest.mark.parametrize(
@@ -189,6 +243,7 @@ def test_smoke_bars_of_experiments():
         Cases(3, math.inf, "w"),
         Symbolic(True, "d = 1", complete=True),
         Counterexample(1.0, -math.inf, "<=", "w"),
+        Counterexample(Fraction(85, 4), 7, "<=", "w", exact=True),
         Seeds([1.0, math.nan], [4, 5], "w"),
     ],
 )
@@ -224,8 +279,12 @@ def test_a_record_says_what_ran_where(tmp_path, monkeypatch):
 def test_recipes_have_files_of_their_own(tmp_path):
     run = start_run("full", folder=tmp_path, recipe="abc123")
     record(THEOREM, enough(THEOREM))
-    assert run.path.name == "linear-factor.full.abc123.json"
+    assert run.path.name == "linear-factor.full.abc123.partial"
     finish_run()
+    assert run.path.name == "linear-factor.full.abc123.json"
+    for recipe in ("a/b", "", "a.b"):
+        with pytest.raises(OptionError, match="part of a file name"):
+            start_run("full", folder=tmp_path, recipe=recipe)
 
 
 def test_a_run_belongs_to_one_chapter(tmp_path):
@@ -241,6 +300,19 @@ def test_a_run_belongs_to_one_chapter(tmp_path):
         finish_run()
     with pytest.raises(OptionError, match="mode = 'fast'"):
         start_run("fast", folder=tmp_path)
+
+
+def test_a_record_says_when_the_state_of_the_code_is_unknown(tmp_path, monkeypatch):
+    """git failing is not the same as a clean tree."""
+    monkeypatch.setattr("resid.ledger.run.git_commit", git_commit)
+    monkeypatch.setattr("resid.ledger.run._git", lambda *_: None)
+    assert git_commit() == (None, None)
+    full_record(tmp_path, (THEOREM, enough(THEOREM)))
+    assert "not known to be committed" in verdicts(tmp_path)[THEOREM].detail
+    monkeypatch.setattr("resid.ledger.run._git", lambda *a: " M resid/x.py" if a[0] == "status" else "a" * 40)
+    assert git_commit() == ("a" * 40, True)
+    monkeypatch.setattr("resid.ledger.run._git", lambda *a: "" if a[0] == "status" else "a" * 40)
+    assert git_commit() == ("a" * 40, False)
 
 
 def test_nothing_else_lies_in_the_folder_after_writing(tmp_path):
@@ -263,13 +335,27 @@ def test_a_failed_write_keeps_the_old_record(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_run_that_stops_half_way_keeps_the_old_record_and_is_noticed(tmp_path):
+    path = full_record(tmp_path, (THEOREM, enough(THEOREM)))
+    before = path.read_bytes()
+    run = start_run("full", folder=tmp_path)
+    record(THEOREM, enough(THEOREM, 0.7))
+    assert path.read_bytes() == before
+    with pytest.raises(RecordError, match=r"linear-factor.full.partial: the run did not finish"):
+        read_records(tmp_path)
+    finish_run()
+    assert run.path == path
+    assert read_record(path).entries[0].evidence.worst == 0.7
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_killed_process_leaves_a_whole_record_or_none(tmp_path):
     """kill -9 in the middle of many writes: what lies there can be read, or says that its run did not finish."""
     script = (
         "import sys; from resid.ledger import Cases, record, start_run\n"
         f"start_run('smoke', folder={str(tmp_path)!r})\n"
         f"print('go', flush=True)\n"
-        f"while True: record({THEOREM!r}, Cases(3, .5, 'w'))\n"
+        f"n = 3\nwhile True: n += 1; record({THEOREM!r}, Cases(n, .5, 'w'))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "go\n"
@@ -278,10 +364,10 @@ def test_a_killed_process_leaves_a_whole_record_or_none(tmp_path):
     process.kill()
     process.wait(timeout=20)
     process.stdout.close()
-    (path,) = tmp_path.glob("*.json")
+    (path,) = tmp_path.glob("*.partial")
     assert json.loads(path.read_text())["evidence"]
     with pytest.raises(RecordError, match="did not finish"):
-        read_record(path)
+        read_records(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +389,22 @@ def test_damaged_records_are_refused_by_name(tmp_path, damage, text):
     with pytest.raises(RecordError, match=text) as error:
         read_records(tmp_path)
     assert path.name in str(error.value)
+
+
+def test_what_is_no_record_does_not_lie_among_records(tmp_path):
+    path = full_record(tmp_path, (THEOREM, enough(THEOREM)))
+    (tmp_path / "README.md").write_text("what these files are")
+    assert len(read_records(tmp_path)) == 1
+    copy = tmp_path / "linear-factor.full.backup.json"
+    copy.write_bytes(path.read_bytes())
+    with pytest.raises(RecordError, match=r"a record of this run is called linear-factor.full.json"):
+        read_records(tmp_path)
+    copy.unlink()
+    (tmp_path / "old").mkdir()
+    with pytest.raises(RecordError, match="old: is no record"):
+        read_records(tmp_path)
+    with pytest.raises(RecordError, match="a folder of records is needed"):
+        read_records(path)
 
 
 # ---------------------------------------------------------------------------------------------------------- verdicts
@@ -342,13 +444,44 @@ def test_verdicts_on_theorems(tmp_path):
     full_record(at, (CORRECTABLE, Counterexample(1.0, 2.0, ">=", "w")), (CORRECTABLE, corrected))
     assert verdict_of(at, CORRECTABLE).verdict == "corrected"
 
+    at = next(folder)
+    full_record(at, (CORRECTABLE, corrected))
+    assert verdict_of(at, CORRECTABLE).verdict == "inconclusive"
+    assert "not refuted on record" in verdict_of(at, CORRECTABLE).detail
+
     assert verdict_of(next(folder), THEOREM).verdict == "not run"
 
 
 def test_contradicting_evidence_is_an_error(tmp_path):
-    full_record(tmp_path, (CORRECTABLE, Counterexample(1.0, 2.0, ">=", "w")), (CORRECTABLE, enough(CORRECTABLE)))
-    with pytest.raises(LedgerError, match="one record refutes the printed statement and another verifies it"):
+    full_record(tmp_path, (THEOREM, Counterexample(2.0, 1.0, "<=", "w")), (THEOREM, enough(THEOREM)))
+    with pytest.raises(LedgerError, match="both refutes the printed statement and verifies it"):
         verdicts(tmp_path)
+
+
+def test_a_theorem_is_recorded_in_one_place(tmp_path):
+    full_record(tmp_path, (THEOREM, enough(THEOREM)))
+    start_run("full", folder=tmp_path, recipe="again")
+    record(THEOREM, enough(THEOREM, 0.6))
+    finish_run()
+    with pytest.raises(LedgerError, match=r"linear-factor.full.again.json and linear-factor.full.json"):
+        verdicts(tmp_path)
+
+
+def test_evidence_that_failed_never_counts(tmp_path):
+    start_run("full", folder=tmp_path)
+    assert not record(THEOREM, enough(THEOREM, 1.4), strict=False)
+    finish_run()
+    with pytest.raises(LedgerError, match=r"the worst ratio is 1\.4.*it failed when it was recorded"):
+        verdicts(tmp_path)
+
+
+def test_a_claim_that_failed_in_smoke_is_shown_as_failed(tmp_path):
+    start_run("smoke", folder=tmp_path)
+    record(THEOREM, Cases(3, 1.4, "w"), strict=False)
+    finish_run()
+    found = verdicts(tmp_path / "none", smoke=tmp_path)
+    assert found[THEOREM].smoke == "failed"
+    assert "failed in this build" in scoreboard("hardt-ma", found)
 
 
 def test_a_smoke_record_never_counts_as_a_full_one(tmp_path):
@@ -360,11 +493,13 @@ def test_a_smoke_record_never_counts_as_a_full_one(tmp_path):
     assert found[THEOREM].smoke == "passed"
 
 
-def test_a_margin_tightened_later_counts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [{"margin": 0.5}, {"margin": 0.0}, {"cases": 1}, {"measure": "error"}, {"seeds": 2}])
+def test_terms_changed_after_the_run_void_the_record(tmp_path, monkeypatch, change):
     full_record(tmp_path, (THEOREM, enough(THEOREM, 0.9)))
-    strict = tuple(replace(c, measure="error", margin=0.5) if c.id == THEOREM else c for c in claims())
-    monkeypatch.setattr("resid.ledger.judge.claims", lambda: strict)
-    with pytest.raises(LedgerError, match=r"above 0\.5"):
+    altered = tuple(replace(c, **change) if c.id == THEOREM else c for c in claims())
+    monkeypatch.setattr("resid.ledger.judge.claims", lambda: altered)
+    (name,) = change
+    with pytest.raises(LedgerError, match=f"{name} was .* when it was run and is .* now: run it again"):
         verdicts(tmp_path)
 
 
@@ -385,7 +520,9 @@ def claim(sense="equal", target=6.0, margin=0.5, seeds=5):
         ([6.0, 6.1, 5.9, 6.05, 5.95], {}, "reproduced"),
         ([6.0, 6.1, 5.9], {}, "consistent"),  # fewer seeds than fixed
         ([6.2], {}, "consistent"),
-        ([7.0], {}, "inconclusive"),  # one seed has no interval
+        ([6.9], {}, "inconclusive"),  # one seed has no interval
+        ([7.1], {}, "not reproduced"),  # but farther than twice the margin is too far
+        ([math.inf] * 5, {}, "not reproduced"),
         ([6.4, 6.3, 6.6, 6.2, 6.7], {}, "consistent"),  # mean inside, interval across the edge
         ([6.9, 6.2, 7.4, 6.0, 6.8], {}, "inconclusive"),  # mean outside, interval reaches in
         ([8.0, 8.1, 7.9, 8.05, 7.95], {}, "not reproduced"),
@@ -403,13 +540,26 @@ def test_verdicts_on_experiments(values, options, expected):
     assert detail
 
 
-def test_a_seed_recorded_twice_is_an_error(tmp_path):
-    for recipe in ("a", "b"):
-        start_run("full", folder=tmp_path, recipe=recipe)
-        record(EXPERIMENT.id, Seeds([1.0], [7], "w"))
-        finish_run()
+def test_seeds_are_counted_once_of_one_recipe_and_no_more_than_fixed(tmp_path):
+    start_run("full", folder=tmp_path / "twice")
+    record(EXPERIMENT.id, Seeds([1.0], [7], "w"))
+    record(EXPERIMENT.id, Seeds([2.0], [7], "w"))
+    finish_run()
     with pytest.raises(LedgerError, match="seed 7 is recorded twice"):
-        verdicts(tmp_path)
+        verdicts(tmp_path / "twice")
+    for recipe, seed in (("a", 0), ("b", 1)):
+        start_run("full", folder=tmp_path / "mixed", recipe=recipe)
+        record(EXPERIMENT.id, Seeds([1.0], [seed], "w"))
+        finish_run()
+    with pytest.raises(LedgerError, match="recorded with the recipes a, b"):
+        verdicts(tmp_path / "mixed")
+    start_run("full", folder=tmp_path / "more")
+    target = EXPERIMENT.target
+    record(EXPERIMENT.id, Seeds([target + 1e6] * 3 + [target] * 5, [9, 8, 7, 0, 1, 2, 3, 4], "w"))
+    finish_run()
+    found = verdicts(tmp_path / "more")[EXPERIMENT.id]
+    assert found.verdict == "reproduced"
+    assert "3 further seeds not counted" in found.detail
 
 
 def test_an_experiment_not_reproduced_does_not_stop_a_full_run(tmp_path):
@@ -436,7 +586,7 @@ def test_tables_count_every_claim_once(tmp_path):
     for paper in papers():
         rows = scoreboard(paper.key, found).splitlines()
         assert len(rows) == 2 + sum(c.paper == paper.key for c in claims())
-        assert len({row.count(" | ") for row in rows[2:]}) == 1  # no cell breaks its row
+        assert {row.count(" | ") for row in rows[2:]} == {2}  # no cell breaks its row
 
 
 def test_links_only_to_pages_that_exist(tmp_path):

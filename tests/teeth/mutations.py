@@ -84,15 +84,15 @@ MUTATIONS = (
     Mutation(
         "smallest eigenvalue squared",
         "resid/theory/landscape.py",
-        "4 * chain * smallest_nonzero_eigenvalue(sigma) *",
-        "4 * chain * smallest_nonzero_eigenvalue(sigma) ** 2 *",
+        "4 * chain * smallest *",
+        "4 * chain * smallest**2 *",
         *LANDSCAPE,
     ),
     Mutation(
         "risk without the second moment",
         "resid/theory/landscape.py",
-        "    return ((error @ sigma) * error).sum((-2, -1))",
-        "    return (error * error).sum((-2, -1))",
+        "    return ((error @ sigma) * error).sum((-2, -1)).clamp_min(0)",
+        "    return (error * error).sum((-2, -1)).clamp_min(0)",
         *LANDSCAPE,
     ),
     Mutation(
@@ -105,9 +105,24 @@ MUTATIONS = (
     Mutation(
         "limits not applied",
         "resid/ledger/evidence.py",
-        "        if not self.worst <= claim.limit:",
+        "        if not 0 <= self.worst <= claim.limit:",
         "        if self.worst > 1e9:",
         *LEDGER,
+    ),
+    Mutation(
+        "terms changed after the run",
+        "resid/ledger/judge.py",
+        "    changed = [name for name, value in claim.terms.items() if entry.terms[name] != value]",
+        "    changed = []",
+        *LEDGER,
+    ),
+    Mutation(
+        "NaN lost in a maximum",
+        "resid/trials/_worst.py",
+        "    return float(numbers.max())",
+        "    return max(0.0, *numbers)",
+        "tests/trials/test_trials.py",
+        "",
     ),
     Mutation(
         "smoke counted as full",

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +16,7 @@ from resid.theory.factor import (
     max_layer_norm,
     near_identity_bound,
     near_identity_lower_bound,
+    rotation_angle,
     spectral_gamma,
 )
 from resid.theory.targets import FAMILIES, random_rotation, sample_target
@@ -156,6 +158,64 @@ def test_lower_bound_at_depth_one_is_the_distance_to_the_identity():
     assert near_identity_lower_bound(R, 1) == pytest.approx(distance, rel=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e150, 1e-150, 1e60, 1e-60])
+def test_very_large_and_very_small_targets(scale):
+    """Nothing overflows or vanishes: bounds, norms and the checker, and the exact value where there is one."""
+    R = scale * sample_target("gaussian", 4, generator(2))
+    depth = 2000
+    A = factor_near_identity(R, depth)
+    norm = float(max_layer_norm(A))
+    assert factorization_error(A, R) < 1e-9
+    assert 0 < near_identity_lower_bound(R, depth) <= norm
+    assert norm <= near_identity_bound(R, depth)
+    assert near_identity_lower_bound(scale * torch.eye(2, dtype=F64), depth) == pytest.approx(
+        abs(math.expm1(math.log(scale) / depth)), rel=1e-9
+    )
+
+
+def test_the_checker_notices_errors_at_every_scale():
+    for scale, dtype in ((1e155, F64), (1e-161, F64), (2e19, torch.float32), (1e-22, torch.float32)):
+        R = (scale * torch.eye(2, dtype=F64)).to(dtype)
+        A = factor_near_identity(R, 400)
+        A[-1] = (1 + A[-1].diagonal().diag()) * 1.05 - 1  # the last layer 5% too long
+        assert 0.01 < factorization_error(A, R) < 1, (scale, factorization_error(A, R))
+
+
+@pytest.mark.parametrize("exponent", [8, 10, 12, 14])
+def test_lower_bound_stays_below_the_truth_for_ill_conditioned_targets(exponent):
+    """Positive definite: the exact least norm is max |lambda^(1/depth) - 1|; eigenvalues in exact arithmetic."""
+    for seed in range(5):
+        g = generator(seed)
+        # integer eigenvectors: S = [[1, 1], [1, -1]] gives R = S diag(a, b) S / 2 with eigenvalues a, b exactly
+        a, b = 1.0, float(2 ** -round(exponent * math.log2(10)))
+        R = torch.tensor([[(a + b) / 2, (a - b) / 2], [(a - b) / 2, (a + b) / 2]], dtype=F64)
+        for depth in (3, 30, 400):
+            exact = 1 - b ** (1 / depth)
+            lower = near_identity_lower_bound(R, depth)
+            assert lower <= min(1, exact)
+            assert lower >= exact * (1 - 10 ** (exponent - 16.0) - 1e-12)
+        U = random_rotation(6, g)
+        wide = torch.logspace(0, -exponent, 6, dtype=F64)
+        R = U.mT @ (wide[:, None] * U)  # rounding moves the smallest eigenvalue by eps: allow for that much
+        moved = torch.finfo(F64).eps * 10.0**exponent
+        assert near_identity_lower_bound(R, 30) <= 1 - float(wide[-1]) ** (1 / 30) * (1 - 20 * moved) + 1e-12
+
+
+def test_lower_bound_finds_the_edge_of_an_ill_conditioned_target():
+    """A finer sweep and random search find nothing higher, to a part in 1e6."""
+    from resid.theory.factor_lower_bound import _edge_vectors, step_from_identity
+
+    for seed in range(12):
+        R = sample_target("ill-conditioned", 3 + seed % 4, generator(seed))
+        unit = R / torch.linalg.svdvals(R)[0]
+        for depth in (20, 400):
+            slopes = torch.logspace(-3, 11, 1500, dtype=F64)
+            slopes = torch.cat([-slopes, slopes]).sort().values
+            vectors = _edge_vectors(unit, slopes).flatten(0, 1)
+            brute = float(step_from_identity(R, vectors, depth).max())
+            assert near_identity_lower_bound(R, depth) >= min(1, brute) * (1 - 1e-5)
+
+
 def test_minus_scaled_identity_shows_the_constant_cannot_be_below_pi():
     """R = -e^gamma I_2: no construction beats about sqrt(pi^2 + gamma^2)/depth, polar has about (pi + gamma)/depth."""
     gamma, depth = 1.0, 1000
@@ -232,6 +292,16 @@ def test_dtype_and_layout_follow_the_input():
     assert factor_near_identity([[2, 0], [0, 3]], 2).dtype == F64  # integers
     trained = R.clone().requires_grad_()
     assert not factor_near_identity(trained, 3).requires_grad
+
+
+def test_numpy_arrays_of_every_kind_are_read():
+    R = np.array([[2.0, 1.0], [0.0, 3.0]])
+    expected = factor_near_identity(torch.from_numpy(R), np.int64(3))
+    frozen = R.copy()
+    frozen.flags.writeable = False
+    for other in (R, frozen, R[::-1][::-1], R.astype(">f8"), R.astype(np.longdouble), R.astype(int), R.tolist()):
+        torch.testing.assert_close(factor_near_identity(other, 3), expected)
+    assert factor_near_identity(R.astype(np.float32), 3).dtype == torch.float32
 
 
 def test_the_input_is_not_changed():
@@ -322,6 +392,15 @@ def test_negative_determinant_is_refused_and_has_bound_one(seed, d, depth):
         (lambda: near_identity_bound(torch.eye(2), 2, "v4"), OptionError, "version = 'v4'"),
         (lambda: near_identity_lower_bound([[1.0, 0.0], [0.0, 1e-300]], 2), DeterminantError, "cannot be told"),
         (lambda: compose(torch.eye(2)), ShapeError, r"A has shape \(2, 2\): layers"),
+        (lambda: factorization_error(torch.zeros(2, 2, 2), torch.eye(1)), ShapeError, r"R is \(1, 1\) and A has d = 2"),
+        (lambda: factorization_error(torch.zeros(2, 2, 2, 2), torch.eye(2)), ShapeError, "one network"),
+        (lambda: factor_near_identity(None, 2), ShapeError, "R of type NoneType is no array of real numbers"),
+        (lambda: factor_near_identity("R", 2), ShapeError, "R of type str is no array"),
+        (lambda: factor_near_identity([[1.0], [1.0, 2.0]], 2), ShapeError, "R of type list is no array"),
+        (lambda: factor_near_identity([[10**400]], 2), ShapeError, "R of type list is no array"),
+        (lambda: factor_near_identity([[1j]], 2), ShapeError, "R has dtype torch.complex128"),
+        (lambda: factor_near_identity(torch.eye(2).half(), 2), ShapeError, "float32 or float64 is needed"),
+        (lambda: factor_near_identity(torch.eye(2).to_sparse(), 2), ShapeError, "a dense one"),
         (lambda: compose(torch.zeros(0, 2, 2)), ShapeError, "depth >= 1"),
         (lambda: spectral_gamma(torch.zeros(1, 1)), DeterminantError, "det R = 0"),
         (lambda: sample_target("cauchy", 2, generator(0)), OptionError, "family = 'cauchy'"),
@@ -335,3 +414,22 @@ def test_bad_input_names_argument_value_and_condition(call, error, text):
 def test_singular_targets_have_lower_bound_one():
     assert near_identity_lower_bound([[1.0, 2.0], [2.0, 4.0]], 50) == 1.0
     assert near_identity_lower_bound(torch.zeros(2, 2), 50) == 1.0
+
+
+@pytest.mark.parametrize("angles", [(0.0, 0.0), (0.3, 2.9), (math.pi, 1.0), (math.pi, math.pi)])
+def test_rotation_angle_is_the_largest_angle_of_the_polar_factor(angles):
+    """Against the eigenvalues e^(+-i angle) of Q = R P^-1; a stretch does not change it."""
+    generator = torch.Generator().manual_seed(5)
+    S = random_rotation(5, generator)
+    block = torch.eye(5, dtype=torch.float64)
+    for i, angle in enumerate(angles):
+        cosine, sine = math.cos(angle), math.sin(angle)
+        block[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = torch.tensor([[cosine, -sine], [sine, cosine]])
+    V = random_rotation(5, generator)
+    P = V.mT @ (torch.tensor([3.0, 2.0, 1.0, 0.5, 0.1], dtype=torch.float64)[:, None] * V)
+    assert rotation_angle(S @ block @ S.mT @ P) == pytest.approx(max(angles), abs=1e-7)
+
+
+def test_rotation_angle_refuses_reflections():
+    with pytest.raises(DeterminantError, match="det R < 0"):
+        rotation_angle([[1.0, 0.0], [0.0, -1.0]])

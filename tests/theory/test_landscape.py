@@ -152,6 +152,36 @@ def test_singular_covariance_uses_the_smallest_nonzero_eigenvalue():
     assert float(gradient_lower_bound(A, R, torch.zeros(4, 4, dtype=F64))) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("sigma", "dtype"),
+    [
+        (torch.diag(torch.tensor([1.0, 1e-7])), torch.float32),
+        (torch.diag(torch.tensor([1.0, 1e-16], dtype=F64)), F64),
+        (torch.diag(torch.tensor([1.0, 1e-16], dtype=F64)), torch.float32),
+        (torch.diag(torch.tensor([1.0, 1e-2, 4e-8])), torch.float32),
+    ],
+)
+def test_an_eigenvalue_that_rounding_hides_does_not_inflate_the_bound(sigma, dtype):
+    """The error lies along the hidden direction: counting it with the next eigenvalue would exceed the gradient."""
+    d = len(sigma)
+    A = torch.zeros(3, d, d, dtype=dtype)
+    R = torch.eye(d, dtype=dtype)
+    R[0, -1] = -1
+    squared = float(risk_gradient(A.double(), R.double(), sigma.double()).square().sum())
+    for form in ("norm", "product"):
+        assert float(gradient_lower_bound(A, R, sigma, form)) <= squared * (1 + 1e-5)
+
+
+def test_risk_is_never_negative():
+    for seed in range(300):
+        A, _, sigma = instance(seed, 3, 2, rank=2)
+        null = torch.linalg.eigh(sigma)[1][:, :1]  # an error that Sigma cannot see
+        R = compose(A) + 10 * null @ null.mT
+        assert float(population_risk(A, R, sigma)) >= 0
+        assert float(gradient_lower_bound(A, R, sigma)) >= 0
+        assert float(gradient_descent(A, R, sigma, 0.1, 0).risk[0]) >= 0
+
+
 def test_norm_one_is_sharp():
     """A_i = -I has norm 1 and is critical for depth >= 2, though not optimal: the bound must be 0 there and beyond."""
     A = -torch.eye(3, dtype=F64).repeat(4, 1, 1)
@@ -189,7 +219,7 @@ def test_augmentation_makes_the_determinant_positive():
         torch.testing.assert_close(torch.linalg.det(bigger), -torch.linalg.det(R))
         with pytest.raises(DeterminantError, match="det R is positive"):
             augment_negative_determinant(bigger)
-    with pytest.raises(DeterminantError, match="det R is 0"):
+    with pytest.raises(DeterminantError, match="det R is 0 to float64 precision"):
         augment_negative_determinant(torch.zeros(2, 2))
 
 
@@ -259,6 +289,14 @@ def test_regression_map_recovers_a_linear_model_and_its_noise():
     assert loss == pytest.approx(noise + float(population_risk(A, fitted, sigma)), rel=1e-12)
 
 
+def test_regression_keeps_the_finer_precision_and_descent_keeps_no_graph():
+    X = torch.randn(20, 2, generator=generator(0))
+    assert regression_map(X, X.double())[0].dtype == F64
+    run = gradient_descent(torch.zeros(2, 1, 1, requires_grad=True), [[2.0]], [[1.0]], 0.05, 3)
+    assert run.risk.grad_fn is None
+    assert not run.A.requires_grad
+
+
 def test_dtype_follows_the_layers():
     A, R, sigma = (t.to(torch.float32) for t in instance(0, 3, 4))
     assert population_risk(A, R.double(), sigma.double()).dtype == torch.float32
@@ -285,6 +323,8 @@ ZERO = torch.zeros(3, 2, 2, dtype=F64)
         (lambda: augment_covariance(EYE, -1.0), OptionError, "variance = -1.0"),
         (lambda: regression_map(torch.ones(5, 2), torch.ones(4, 2)), ShapeError, r"X has shape \(5, 2\), Y \(4, 2\)"),
         (lambda: regression_map(torch.ones(5, 2), torch.ones(5, 2)), ShapeError, "rank 1 < d = 2"),
+        (lambda: augment_negative_determinant([[0.1, 0.2], [0.2, 0.4]]), DeterminantError, "0 to float64 precision"),
+        (lambda: gradient_descent(ZERO, EYE, EYE, "fast", 5), OptionError, "learning_rate = 'fast'"),
     ],
 )
 def test_bad_input_names_argument_value_and_condition(call, error, text):

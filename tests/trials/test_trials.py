@@ -8,6 +8,7 @@ import torch
 from resid.ledger import get_claim
 from resid.theory.factor import near_identity_lower_bound
 from resid.trials import factor, landscape, symbolic
+from resid.trials._worst import worst_of
 
 
 def generator(seed=1):
@@ -15,7 +16,9 @@ def generator(seed=1):
 
 
 def passes(claim_id, evidence):
-    assert evidence.problems(get_claim(claim_id), "smoke") == []
+    claim = get_claim(claim_id)
+    assert evidence.malformed(claim) == []
+    assert evidence.unfavourable(claim, "smoke") == []
 
 
 def test_family_trial_covers_nine_families_and_keeps_to_the_bounds():
@@ -73,7 +76,8 @@ def test_trials_of_the_risk_and_its_gradient():
 def test_gradient_trial_notices_a_wrong_gradient(monkeypatch):
     real = landscape.risk_gradient
     monkeypatch.setattr(landscape, "risk_gradient", lambda *a: real(*a) * (1 + 1e-6))
-    assert landscape.gradient_against_autograd(5, generator()).problems(get_claim("hardt-ma/lemma-2.4"), "smoke")
+    trial = landscape.gradient_against_autograd(5, generator())
+    assert trial.unfavourable(get_claim("hardt-ma/lemma-2.4"), "smoke")
 
 
 def test_bound_ratios_separate_right_from_wrong():
@@ -108,13 +112,53 @@ def test_standard_critical_points_have_the_spectra_of_the_notes():
 
 def test_remaining_trials_of_the_landscape():
     passes("hardt-ma/intro-standard-zero-critical", landscape.zero_weights(20, generator()))
-    missing, least_norm = landscape.missing_singular_values(24, generator())
-    passes("hardt-ma/abstract-no-spurious-optima", missing)
-    assert least_norm >= 1 - 1e-12
+    optima = landscape.no_spurious_optima(12, generator())
+    passes("hardt-ma/abstract-no-spurious-optima", optima.descent)
+    assert optima.critical < 1e-12
+    assert optima.outside >= 1 - 1e-12
+    assert optima.downhill < 1 - 1e-5
     descent = landscape.descent_in_the_ball(2, generator())
     passes("hardt-ma/remark-descent-converges", descent.decrease)
     assert descent.left_ball == 0
     passes("hardt-ma/remark-augmentation", landscape.augmented_determinants(24, generator()))
+
+
+def nan(*_, **__):
+    return torch.tensor(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "trial"),
+    [
+        (landscape, "risk_gradient", lambda: landscape.gradient_against_autograd(3, generator())),
+        (landscape, "risk_gradient", lambda: landscape.zero_weights(3, generator())),
+        (landscape, "population_risk", lambda: landscape.risk_on_samples(2, generator(), samples=50)),
+        (landscape, "population_risk", lambda: landscape.no_spurious_optima(2, generator())),
+        (landscape, "gradient_lower_bound", lambda: landscape.descent_in_the_ball(1, generator())),
+        (landscape, "augment_negative_determinant", lambda: landscape.augmented_determinants(3, generator())),
+        (factor, "near_identity_bound", lambda: factor.family_trial(3, generator())),
+        (factor, "near_identity_lower_bound", lambda: factor.normal_targets_gap(3, generator())),
+        (factor, "max_layer_norm", lambda: factor.positive_definite(3, generator())),
+    ],
+)
+def test_a_function_that_returns_nan_fails_every_trial(monkeypatch, module, name, trial):
+    """max(0.0, nan) is 0.0: a running maximum would report a perfect result."""
+    monkeypatch.setattr(module, name, lambda *a, **k: a[0] * nan() if name == "augment_negative_determinant" else nan())
+    with pytest.raises((ArithmeticError, ValueError, IndexError, TypeError)) as error:
+        trial()
+    assert "NaN" in str(error.value) or not isinstance(error.value, ArithmeticError)
+
+
+def test_worst_of_refuses_nothing_and_nan():
+    assert worst_of(iter([1, 3, 2])) == 3.0
+    with pytest.raises(ArithmeticError, match="nothing was measured"):
+        worst_of([])
+    with pytest.raises(ArithmeticError, match="1 of 2 measured numbers are NaN"):
+        worst_of([1.0, float("nan")])
+
+
+def test_determinants_of_near_identities_are_positive():
+    assert factor.determinants_stay_positive(60, generator()) > 0
 
 
 def test_trials_are_reproducible():

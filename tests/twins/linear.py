@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from scipy.linalg import expm, polar
+from scipy.linalg import polar
 from scipy.optimize import minimize
 
 
@@ -87,8 +87,3 @@ def gradient_twin(A, R, sigma):
     """Autograd through `risk_twin`."""
     A = A.clone().requires_grad_()
     return torch.autograd.grad(risk_twin(A, R, sigma), A)[0]
-
-
-def matrix_exponential(L):
-    """exp of a matrix, by SciPy."""
-    return torch.from_numpy(expm(np.asarray(L)))
