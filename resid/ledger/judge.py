@@ -144,7 +144,7 @@ def _theorem(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, str]:
         raise LedgerError(f"{claim.id}: the record both refutes the printed statement and verifies it")
     if against:
         first = against[0]
-        shown = f"{first.what}: {first.lhs:.4g} {first.relation} {first.rhs:.4g} is false"
+        shown = f"{first.what}: {float(first.lhs):.4g} {first.relation} {float(first.rhs):.4g} is false"
         if for_corrected:
             return "corrected", f"{shown}; the correction: {_support(for_corrected)}"
         return "refuted (counterexample)", shown

@@ -443,6 +443,9 @@ def test_verdicts_on_theorems(tmp_path):
     corrected = enough(CORRECTABLE, statement="corrected")
     full_record(at, (CORRECTABLE, Counterexample(1.0, 2.0, ">=", "w")), (CORRECTABLE, corrected))
     assert verdict_of(at, CORRECTABLE).verdict == "corrected"
+    exact = Counterexample(Fraction(1, 4), Fraction(3, 2), ">=", "a case in fractions", exact=True)
+    full_record(at, (CORRECTABLE, exact), (CORRECTABLE, corrected))
+    assert "a case in fractions: 0.25 >= 1.5 is false" in verdict_of(at, CORRECTABLE).detail
 
     at = next(folder)
     full_record(at, (CORRECTABLE, corrected))
