@@ -115,7 +115,11 @@ def slider(
         "<details><summary>All positions in words</summary><ul>"
         + "".join(f"<li>{escape(r)}</li>" for r in readings)
         + "</ul></details>"
-        + (f'<figcaption style="margin-top:4px">{escape(caption)}</figcaption>' if caption else "")
+        + (
+            f'<figcaption style="margin-top:6px;color:#1a1a1a;font-weight:400;text-align:left">{escape(caption)}</figcaption>'
+            if caption
+            else ""
+        )
         + "</figure>"
         f"<script>(()=>{{const r=document.getElementById('{uid}'),d={data},"
         "i=r.querySelector('input'),c=r.querySelectorAll('svg path[data-curve]');"

@@ -309,6 +309,8 @@ def test_a_record_says_when_the_state_of_the_code_is_unknown(tmp_path, monkeypat
     assert git_commit() == (None, None)
     full_record(tmp_path, (THEOREM, enough(THEOREM)))
     assert "not known to be committed" in verdicts(tmp_path)[THEOREM].detail
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr("resid.ledger.run._ROOT", tmp_path)
     monkeypatch.setattr("resid.ledger.run._git", lambda *a: " M resid/x.py" if a[0] == "status" else "a" * 40)
     assert git_commit() == ("a" * 40, True)
     monkeypatch.setattr("resid.ledger.run._git", lambda *a: "" if a[0] == "status" else "a" * 40)
@@ -354,7 +356,8 @@ def test_a_killed_process_leaves_a_whole_record_or_none(tmp_path):
     script = (
         "import sys; from resid.ledger import Cases, record, start_run\n"
         f"start_run('smoke', folder={str(tmp_path)!r})\n"
-        f"print('go', flush=True)\n"
+        f"record({THEOREM!r}, Cases(3, .5, 'w'))\n"
+        "print('go', flush=True)\n"  # the first write is done, so that something lies there
         f"n = 3\nwhile True: n += 1; record({THEOREM!r}, Cases(n, .5, 'w'))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

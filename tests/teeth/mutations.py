@@ -49,8 +49,8 @@ MUTATIONS = (
     Mutation(
         "angle not divided among the layers",
         "resid/theory/factor_lower_bound.py",
-        "    angle_step = torch.atan2(across, along) / depth",
-        "    angle_step = torch.atan2(across, along) / (depth - 1 or 1)",
+        "np.sin(np.arctan2(across, along) / (2 * depth))",
+        "np.sin(np.arctan2(across, along) / (2 * (depth - 1 or 1)))",
         *FACTOR,
     ),
     Mutation(
