@@ -36,6 +36,8 @@ def main() -> None:
     python = str(VENV / "bin" / "python")
     pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     pip += ["-c", str(ROOT / "constraints.txt")]
+    # pip 23.0, which Debian 12 brings, needs more than ten minutes to resolve the extras; a current one seconds
+    subprocess.run([*pip, "--upgrade", "pip>=25"], check=True)
     if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
         pin = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
         assert pin is not None
