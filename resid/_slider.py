@@ -115,11 +115,7 @@ def slider(
         "<details><summary>All positions in words</summary><ul>"
         + "".join(f"<li>{escape(r)}</li>" for r in readings)
         + "</ul></details>"
-        + (
-            f'<figcaption style="margin-top:6px;color:#1a1a1a;font-weight:400;text-align:left">{escape(caption)}</figcaption>'
-            if caption
-            else ""
-        )
+        + _caption(caption)
         + "</figure>"
         f"<script>(()=>{{const r=document.getElementById('{uid}'),d={data},"
         "i=r.querySelector('input'),c=r.querySelectorAll('svg path[data-curve]');"
@@ -206,6 +202,11 @@ def _curve(index: int, kind: str, path: str) -> str:
     dash = _DASHES[index % len(_DASHES)]
     line = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
     return f'<path data-curve="{index}" d="{path}" fill="none" {line}/>'
+
+
+def _caption(text: str) -> str:
+    style = "margin-top:6px;color:#1a1a1a;font-weight:400;text-align:left"
+    return f'<figcaption style="{style}">{escape(text)}</figcaption>' if text else ""
 
 
 def _legend(series: Sequence[Series]) -> str:
