@@ -1,12 +1,17 @@
 """The embedded data and what is made of them."""
 
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from resid.errors import DepthError, NotFiniteError, OptionError, ShapeError
-from resid.lab.data import image_pairs, load_dataset, mirrored, rotated, shifted, whitening
+from resid.lab.data import image_pairs, load_dataset, load_whitened, mirrored, rotated, shifted, whitening
 from resid.theory.targets import random_rotation
+from tools import embed_mnist
 
 
 def test_digits_are_the_published_ones():
@@ -73,3 +78,44 @@ def test_data_helpers_take_numpy_and_name_what_is_wrong():
             whitening(bad, 1)
     with pytest.raises(DepthError, match="d = 0"):
         random_rotation(0, torch.Generator())
+
+
+@pytest.mark.parametrize("name", ["mnist", "digits"])
+def test_whitened_data_have_unit_moments_and_one_hot_labels(name):
+    X, Y = load_whitened(name)
+    assert X.shape == Y.shape == ({"mnist": 60000, "digits": 1797}[name], 10)
+    torch.testing.assert_close(X.mT @ X / len(X), torch.eye(10, dtype=X.dtype), atol=1e-6, rtol=0)
+    assert float(X.mean(0).abs().max()) < 1e-6
+    assert bool((Y.sum(1) == 1).all())
+    assert set(Y.unique().tolist()) == {0.0, 1.0}
+    turned, _ = load_whitened(name, signs=[-1] + [1] * 9)
+    torch.testing.assert_close(turned[:, 0], -X[:, 0])
+    X[0] = 9  # a copy: the next call is not spoilt
+    assert not bool((load_whitened(name)[0][0] == 9).all())
+    with pytest.raises(OptionError, match="each \\+1 or -1"):
+        load_whitened(name, signs=[1] * 9)
+    with pytest.raises(OptionError, match="name = 'svhn'"):
+        load_whitened("svhn")
+
+
+def test_mnist_has_the_official_class_counts():
+    counts = load_whitened("mnist")[1].sum(0).to(torch.int64).tolist()
+    assert counts == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+
+
+@pytest.mark.skipif("RESID_DATA" not in os.environ, reason="the official MNIST files are not here: set RESID_DATA")
+def test_embedded_mnist_is_rebuilt_bit_for_bit():
+    images, labels = embed_mnist.read_official(Path(os.environ["RESID_DATA"]))
+    with np.load(embed_mnist.TARGET) as stored:
+        assert stored["components"].dtype == np.float32
+        assert np.array_equal(embed_mnist.whitened(images), stored["components"])
+        assert np.array_equal(labels, stored["labels"])
+    # another route, a singular value decomposition of the pixels, lands on the same grid points or next to them
+    pixels = torch.from_numpy(images.astype(np.float64))
+    found = whitening(pixels, 10).encode(pixels)
+    assert float((found - torch.from_numpy(stored_components())).abs().max()) <= 0.51 / embed_mnist.GRID
+
+
+def stored_components():
+    with np.load(embed_mnist.TARGET) as stored:
+        return stored["components"].astype(np.float64)

@@ -1,0 +1,181 @@
+"""The Hessian of shortcut networks at zero weights: Li et al. 2016, Theorem 2, with its gaps closed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid.errors import OptionError, ShapeError
+from resid.theory._activation import ACTIVATIONS, activate, derivatives
+from resid.theory._check import as_covariance, as_depth, as_real, as_square, check_option
+
+
+def moment_difference(X: Any, Y: Any, activation: str = "linear", position: str = "mid") -> Tensor:
+    """M = c (1/m) sum (x - y) sigma_pre(x)^T (d, d), which decides the Hessian at zero of a 2-shortcut network.
+
+    c is the slope of the activation at zero where it stands at "mid" or "post", and 1 otherwise. For a linear network
+    M = Sigma_XX - Sigma_YX.
+
+    Args:
+        X, Y: (m, d). activation, position: as for `ShortcutNetwork`.
+
+    Raises:
+        OptionError: unknown activation or position, or ReLU at "mid" or "post": there the loss has no Hessian at zero
+            (see `neuron_matrices`). ShapeError, NotFiniteError: bad data.
+
+    Example:
+        >>> moment_difference([[1.0], [3.0]], [[2.0], [4.0]])
+        tensor([[-2.]], dtype=torch.float64)
+    """
+    X, Y = _pair(X, Y)
+    check_option("activation", activation, ACTIVATIONS)
+    check_option("position", position, ("pre", "mid", "post"))
+    if position == "pre":
+        return (X - Y).mT @ activate(activation, X) / len(X)
+    if activation == "relu":
+        raise OptionError(
+            f"activation = 'relu' with position = {position!r}: the loss has no Hessian at zero; near zero each hidden "
+            "neuron has a matrix of its own, see neuron_matrices"
+        )
+    slope, _ = derivatives(activation, torch.zeros((), dtype=X.dtype))
+    return slope * ((X - Y).mT @ X) / len(X)
+
+
+def hessian_at_zero(length: int, units: int, M: Any, sigma: Any = None) -> Tensor:
+    """Hessian (N, N) at zero weights of an n-shortcut network, rows ordered like `weights.flatten()`.
+
+    length 1: blocks of Toeplitz form, B on the diagonal, A everywhere below and A^T above, for a linear network:
+    ``B[ab, ce] = delta_ac sigma_be`` and ``A[ab, ce] = delta_ac sigma_be + delta_bc M_ae``.
+    length 2: the same block [[0, A^T], [A, 0]] for every unit and nothing between units, with
+    ``A[ik, lj] = delta_kl M_ij`` between W_2[i, k] and W_1[l, j].
+    length >= 3: zero.
+
+    Args:
+        length: matrices per unit. units: number of units.
+        M: (d, d), see `moment_difference`.
+        sigma: (d, d), (1/m) sum x x^T for length 1; default the identity (whitened inputs).
+
+    Raises:
+        DepthError, ShapeError, NotFiniteError, CovarianceError: bad input.
+
+    Example:
+        >>> hessian_at_zero(2, 1, [[3.0]])
+        tensor([[0., 3.],
+                [3., 0.]], dtype=torch.float64)
+    """
+    length, units = as_depth("length", length), as_depth("units", units)
+    M = as_square("M", M)
+    d = len(M)
+    H = M.new_zeros(units, length, d, d, units, length, d, d)
+    eye = torch.eye(d, dtype=M.dtype, device=M.device)
+    if length == 2:
+        A = torch.einsum("kl,ij->iklj", eye, M)
+        for r in range(units):
+            H[r, 1, :, :, r, 0] = A
+            H[r, 0, :, :, r, 1] = A.permute(2, 3, 0, 1)
+    elif length == 1:
+        sigma = eye if sigma is None else as_covariance("sigma", sigma, d).to(M)
+        B = torch.einsum("ac,be->abce", eye, sigma)
+        A = B + torch.einsum("bc,ae->abce", eye, M)
+        for r in range(units):
+            H[r, 0, :, :, r, 0] = B
+            for s in range(r):
+                H[r, 0, :, :, s, 0] = A
+                H[s, 0, :, :, r, 0] = A.permute(2, 3, 0, 1)
+    n = units * length * d * d
+    return H.view(n, n)
+
+
+def hessian_spectrum_at_zero(units: int, M: Any) -> Tensor:
+    """Eigenvalues of the Hessian at zero of a 2-shortcut network, ascending: +-sigma_i(M), each d * units times.
+
+    One d x d singular value decomposition, whatever the depth.
+
+    Args:
+        units: number of units. M: (d, d), see `moment_difference`.
+
+    Raises:
+        DepthError, ShapeError, NotFiniteError: bad input.
+
+    Example:
+        >>> hessian_spectrum_at_zero(1, [[3.0]])
+        tensor([-3.,  3.], dtype=torch.float64)
+    """
+    M = as_square("M", M)
+    values = torch.linalg.svdvals(M).repeat_interleave(len(M) * as_depth("units", units))
+    return torch.cat([-values, values.flip(0)])
+
+
+def length_one_growth_bound(units: int, M: Any) -> float:
+    """A lower bound on the condition number at zero of a linear 1-shortcut network with whitened inputs, our own.
+
+    (1 + (units - 1) lambda_max((A + A^T)/2)) / sigma_max(M), valid for the least absolute eigenvalue and for every
+    quantile of the absolute eigenvalues up to floor(units/2)/units. The numerator is the Rayleigh quotient of a vector
+    that is the same in every unit; vectors (V, -V) on disjoint pairs of neighbouring units are mapped to norm at most
+    sigma_max(M), and there are floor(units/2) d^2 of them. Hence growth at least linear in the depth.
+
+    Args:
+        units: number of units, >= 2. M: (d, d), Sigma_XX - Sigma_YX with Sigma_XX = I.
+
+    Raises:
+        DepthError, ShapeError, NotFiniteError: bad input. OptionError: M is zero.
+    """
+    units, M = as_depth("units", units), as_square("M", M)
+    d = len(M)
+    largest = float(torch.linalg.matrix_norm(M, ord=2))
+    if largest == 0:
+        raise OptionError("M is zero: the bound divides by its largest singular value")
+    eye = torch.eye(d, dtype=M.dtype, device=M.device)
+    A = (torch.einsum("ac,be->abce", eye, eye) + torch.einsum("bc,ae->abce", eye, M)).reshape(d * d, d * d)
+    top = float(torch.linalg.eigvalsh((A + A.mT) / 2)[-1])
+    return (1 + (units - 1) * top) / largest
+
+
+def neuron_matrices(W1: Any, X: Any, Y: Any) -> Tensor:
+    """M(w) = (1/m) sum over samples with w.x > 0 of (x - y) x^T, for each row w of `W1`: shape (rows, d, d).
+
+    Close to zero a 2-shortcut network with ReLU at "mid" has, for each hidden neuron with incoming weights w and
+    outgoing weights v, the second-order part v^T M(w) w, and its Hessian has the eigenvalues +- the singular values of
+    these matrices. Only the average of M(w) and M(-w) is the M/2 that a slope of 1/2 at zero would give.
+
+    Args:
+        W1: incoming weights (rows, d). X, Y: (m, d).
+
+    Raises:
+        ShapeError, NotFiniteError: bad input.
+    """
+    X, Y = _pair(X, Y)
+    rows = as_real("W1", W1).to(X)
+    if rows.ndim != 2 or rows.shape[1] != X.shape[1]:
+        raise ShapeError(f"W1 has shape {tuple(rows.shape)}: (rows, {X.shape[1]}) is needed to fit X")
+    active = (X @ rows.mT > 0).to(X)  # (m, rows)
+    return torch.einsum("mr,mi,mj->rij", active, X - Y, X) / len(X)
+
+
+def whitened_condition_bound(largest_share: float) -> float:
+    """(1 + sqrt(p)) / (1 - sqrt(p)): the condition number of a 2-shortcut network at zero is at most this, our own.
+
+    For whitened inputs and one-hot labels, p the share of the largest class: then the largest singular value of
+    Sigma_YX is at most sqrt(p), and M = I - Sigma_YX.
+
+    Raises:
+        OptionError: p not in (0, 1).
+
+    Example:
+        >>> round(whitened_condition_bound(0.1), 3)
+        1.925
+    """
+    if isinstance(largest_share, (bool, str)) or not 0 < largest_share < 1:
+        raise OptionError(f"largest_share = {largest_share!r}: a number between 0 and 1 is needed")
+    root = math.sqrt(largest_share)
+    return (1 + root) / (1 - root)
+
+
+def _pair(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
+    X, Y = as_real("X", X), as_real("Y", Y)
+    if X.ndim != 2 or X.shape != Y.shape or 0 in X.shape:
+        raise ShapeError(f"X has shape {tuple(X.shape)}, Y {tuple(Y.shape)}: both must be (m, d)")
+    return X, Y.to(X)
