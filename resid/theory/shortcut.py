@@ -19,7 +19,8 @@ from torch import Tensor
 from resid.errors import OptionError, ShapeError
 from resid.theory._activation import ACTIVATIONS, activate
 from resid.theory._check import as_covariance, as_depth, as_real, as_square, check_option, check_same_dimension
-from resid.theory._shortcut_hessian import data_hessian, linear_hessian, places, within_unit
+from resid.theory._shortcut_hessian import data_hessian, linear_hessian, places
+from resid.theory._shortcut_linear import excess_and_gradient, linear_parts
 from resid.theory.hessian import condition_number, condition_number_limit, hessian_eigenvalues, hessian_index
 from resid.theory.shortcut_zero import (
     hessian_at_zero,
@@ -32,6 +33,7 @@ from resid.theory.shortcut_zero import (
 
 __all__ = [
     "ShortcutNetwork",
+    "best_map",
     "condition_number",
     "condition_number_limit",
     "hessian_at_zero",
@@ -139,7 +141,7 @@ class ShortcutNetwork:
             OptionError: the network is not linear. ShapeError, NotFiniteError: other bad weights.
         """
         self._check_linear("linear_map")
-        return self._linear_parts(self._weights(weights))[2]
+        return linear_parts(self._weights(weights), self.shortcut)[2]
 
     def excess_loss(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> Tensor:
         """Loss (...) of a linear network above the least loss of a linear map, from the moments; differentiable.
@@ -150,10 +152,7 @@ class ShortcutNetwork:
             OptionError, ShapeError, NotFiniteError, CovarianceError: bad input.
         """
         self._check_linear("excess_loss")
-        W = self._weights(weights)
-        xx, yx = self._moments(sigma_xx, sigma_yx, W)
-        error = self._linear_parts(W)[2] - torch.linalg.lstsq(xx, yx.mT).solution.mT
-        return 0.5 * ((error @ xx) * error).sum((-2, -1)).clamp_min(0)
+        return self._excess_and_gradient(weights, sigma_xx, sigma_yx)[0].clamp_min(0)
 
     def gradient_from_moments(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> Tensor:
         """Gradient of the loss of a linear network, shaped like `weights`; the number of samples does not matter.
@@ -166,9 +165,7 @@ class ShortcutNetwork:
             OptionError, ShapeError, NotFiniteError, CovarianceError: bad input.
         """
         self._check_linear("gradient_from_moments")
-        W = self._weights(weights)
-        xx, yx = self._moments(sigma_xx, sigma_yx, W)
-        return self._gradient(W, xx, yx)
+        return self._excess_and_gradient(weights, sigma_xx, sigma_yx)[1]
 
     def hessian(self, weights: Any, X: Any, Y: Any) -> Tensor:
         """Hessian (N, N) of the loss, in closed form, N = units length d^2.
@@ -212,28 +209,10 @@ class ShortcutNetwork:
 
     # ------------------------------------------------------------------------------------------------------- private
 
-    def _linear_parts(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit maps (..., units, d, d), inputs of the units by x (the same shape), the whole map (..., d, d)."""
-        path = W[..., 0, :, :]
-        for i in range(1, self.length):
-            path = W[..., i, :, :] @ path
-        eye = torch.eye(self.width, dtype=W.dtype, device=W.device)
-        maps = path + eye if self.shortcut else path
-        before = [eye.expand_as(maps[..., 0, :, :])]
-        for r in range(self.units):
-            before.append(maps[..., r, :, :] @ before[-1])
-        return maps, torch.stack(before[:-1], -3), before[-1]
-
-    def _gradient(self, W: Tensor, xx: Tensor, yx: Tensor) -> Tensor:
-        maps, first, whole = self._linear_parts(W)
-        back = [whole @ xx - yx]
-        for r in reversed(range(1, self.units)):
-            back.append(maps[..., r, :, :].mT @ back[-1])
-        units = torch.stack(back[::-1], -3) @ first.mT  # by the product of the weights of each unit
-        if self.length == 1:
-            return units[..., None, :, :]
-        before, after = within_unit(W)
-        return after.mT @ units[..., None, :, :] @ before.mT
+    def _excess_and_gradient(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> tuple[Tensor, Tensor]:
+        W = self._weights(weights)
+        xx, yx = self._moments(sigma_xx, sigma_yx, W)
+        return excess_and_gradient(W, xx, best_map(xx, yx), self.shortcut)
 
     def _weights(self, weights: Any) -> Tensor:
         W = as_real("weights", weights)
@@ -281,6 +260,21 @@ def second_moments(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
     return X.mT @ X / len(X), Y.mT @ X / len(X)
 
 
+def best_map(sigma_xx: Any, sigma_yx: Any) -> Tensor:
+    """The matrix (d, d) of least loss, Sigma_YX Sigma_XX^+ with the pseudoinverse; from the two moments.
+
+    Raises:
+        ShapeError, NotFiniteError, CovarianceError: bad input.
+
+    Example:
+        >>> best_map([[2.0]], [[6.0]])
+        tensor([[3.]], dtype=torch.float64)
+    """
+    yx = as_square("sigma_yx", sigma_yx)
+    xx = as_covariance("sigma_xx", sigma_xx, len(yx)).to(yx)
+    return yx @ torch.linalg.pinv(xx, hermitian=True)
+
+
 def least_linear_loss(X: Any, Y: Any) -> float:
     """Least loss (1/2m) sum ||Wx - y||^2 over all matrices W, for data X, Y (m, d).
 
@@ -289,8 +283,7 @@ def least_linear_loss(X: Any, Y: Any) -> float:
     """
     xx, yx = second_moments(X, Y)
     Y = as_real("Y", Y).to(xx)
-    best = yx @ torch.linalg.pinv(xx, hermitian=True)
-    return float(Y.square().sum() / (2 * len(Y)) - 0.5 * (best * yx).sum())
+    return float(Y.square().sum() / (2 * len(Y)) - 0.5 * (best_map(xx, yx) * yx).sum())
 
 
 def orthogonal_as_shortcut(Q: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,191 @@
+"""Full-batch gradient descent of many small shortcut networks at once: one batched pass for all rates and seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from resid.errors import OptionError, ShapeError
+from resid.theory._activation import activate, derivatives
+from resid.theory._check import as_real, as_whole, check_option
+from resid.theory._shortcut_hessian import places
+from resid.theory._shortcut_linear import excess_and_gradient
+from resid.theory.shortcut import ShortcutNetwork, best_map, second_moments
+from resid.theory.targets import random_rotation
+
+__all__ = ["INITS", "Descent", "descend", "initial_weights"]
+
+INITS = ("xavier", "orthogonal")
+
+#: A run whose loss exceeds its first by this factor, or is not finite, has diverged: it is taken out of the batch.
+_DIVERGED = 1e6
+#: Numbers per chunk of samples in the stored activations: they should stay in a core's cache.
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Result of `descend` for `runs` networks.
+
+    loss: (epochs + 1, runs), before the first step to after the last; for linear networks above that of the best
+        matrix; infinite from the epoch in which a run has diverged.
+    gradient_norm: (epochs + 1, runs), NaN where a run has diverged.
+    weights: epoch -> weights (runs, units, length, d, d), for the epochs asked for and the last; NaN after divergence.
+    """
+
+    loss: Tensor
+    gradient_norm: Tensor
+    weights: dict[int, Tensor]
+
+    @property
+    def diverged(self) -> Tensor:
+        """(runs,), whether a run has diverged."""
+        return self.loss[-1].isinf()
+
+
+def initial_weights(network: ShortcutNetwork, init: str, generator: Generator, scale: float = 1.0) -> Tensor:
+    """Weights (units, length, d, d) of a network, float64.
+
+    Args:
+        init: "xavier", Gaussian of variance 2/(fan_in + fan_out) = 1/d, or "orthogonal", Haar-distributed on O(d).
+        generator: source of randomness. scale: factor; Li et al. start shortcut networks at 0.01 times Xavier.
+
+    Raises:
+        OptionError: unknown init.
+    """
+    check_option("init", init, INITS)
+    d = network.width
+    shape = (network.units, network.length, d, d)
+    if init == "xavier":
+        return scale * torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(d)
+    count = network.units * network.length
+    found = torch.stack([random_rotation(d, generator) for _ in range(count)])
+    reflect = torch.rand(count, generator=generator) < 0.5  # half of O(d) has determinant -1
+    found[reflect, 0] *= -1
+    return scale * found.view(shape)
+
+
+def descend(
+    network: ShortcutNetwork,
+    weights: Any,
+    learning_rates: Any,
+    X: Any,
+    Y: Any,
+    epochs: int,
+    keep: Iterable[int] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Descent:
+    """Gradient descent on the loss over all samples, for many networks of one shape at once.
+
+    A linear network is trained on the second moments of the data, at a cost that does not depend on their number; any
+    other on the data, in chunks, in the precision of `weights`. Runs do not influence each other: one that diverges is
+    taken out and its loss is infinite from then on.
+
+    Args:
+        weights: (runs, units, length, d, d). learning_rates: (runs,) or a number. X, Y: (m, d).
+        epochs: number of steps. keep: epochs whose weights are kept. progress: called with each epoch, from 0.
+
+    Returns:
+        `Descent`; deterministic for a given machine and number of threads.
+
+    Raises:
+        ShapeError, NotFiniteError, OptionError: bad input.
+
+    Example:
+        >>> network, eye = ShortcutNetwork(1, 1, 1), torch.eye(1, dtype=torch.float64)
+        >>> descend(network, torch.zeros(2, 1, 1, 1, 1), [0.5, 3.0], eye, 3 * eye, epochs=60).diverged.tolist()
+        [False, True]
+    """
+    W = as_real("weights", weights).detach().clone()
+    expected = (network.units, network.length, network.width, network.width)
+    if W.ndim != 5 or W.shape[1:] != expected:
+        raise ShapeError(f"weights has shape {tuple(W.shape)}: (runs, {', '.join(map(str, expected))}) is needed")
+    rates = as_real("learning_rates", learning_rates).to(W)
+    if rates.ndim > 1 or (rates.ndim == 1 and len(rates) != len(W)) or not bool((rates > 0).all()):
+        raise ShapeError(f"learning_rates has shape {tuple(rates.shape)}: a positive number, or {len(W)} of them")
+    count = as_whole(epochs)
+    if count is None or count < 0:
+        raise OptionError(f"epochs = {epochs!r}: an integer of at least 0 is needed")
+    wanted = {count, *keep}
+    if not all(as_whole(e) is not None and 0 <= e <= count for e in wanted):
+        raise OptionError(f"keep = {sorted(wanted)}: epochs from 0 to {count} are needed")
+    evaluate = _evaluator(network, X, Y, W)
+    runs = len(W)
+    rates = rates.expand(runs)
+    loss, norm = W.new_full((count + 1, runs), math.inf), W.new_full((count + 1, runs), math.nan)
+    kept: dict[int, Tensor] = {}
+    active = torch.arange(runs, device=W.device)
+    first = None
+    for epoch in range(count + 1):
+        value, gradient = evaluate(W)
+        first = value if first is None else first
+        well = value.isfinite() & (value <= _DIVERGED * first.clamp_min(1e-300))
+        if not bool(well.all()):
+            active, W, value, gradient, first = (t[well] for t in (active, W, value, gradient, first))
+        loss[epoch, active] = value.clamp_min(0)
+        norm[epoch, active] = gradient.flatten(1).norm(dim=1)
+        if epoch in wanted:
+            kept[epoch] = W.new_full((runs, *expected), math.nan).index_copy_(0, active, W)
+        if progress is not None:
+            progress(epoch)
+        if not len(active):
+            break
+        if epoch < count:
+            W = W - rates[active][:, None, None, None, None] * gradient
+    for epoch in wanted - kept.keys():
+        kept[epoch] = W.new_full((runs, *expected), math.nan)
+    return Descent(loss, norm, kept)
+
+
+def _evaluator(network: ShortcutNetwork, X: Any, Y: Any, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """weights -> (loss, gradient) for a batch of networks."""
+    X, Y = as_real("X", X), as_real("Y", Y)
+    if X.ndim != 2 or X.shape != Y.shape or X.shape[1] != network.width or not len(X):
+        raise ShapeError(f"X has shape {tuple(X.shape)}, Y {tuple(Y.shape)}: both must be (m, {network.width})")
+    if network.activation == "linear":
+        xx, yx = second_moments(X.double(), Y.double())
+        best = best_map(xx, yx).to(like)
+        xx = xx.to(like)
+        return lambda W: excess_and_gradient(W, xx, best, network.shortcut)
+    columns, targets = X.mT.contiguous().to(like), Y.mT.contiguous().to(like)
+    return lambda W: _loss_and_gradient(network, W, columns, targets)
+
+
+def _loss_and_gradient(network: ShortcutNetwork, W: Tensor, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss (runs,) and gradient by hand, samples in columns: X, Y (d, m). In chunks that stay in the cache."""
+    runs, d, m = len(W), network.width, X.shape[1]
+    where = places(network.length, network.activation, network.position)
+    step = max(64, _CHUNK // (runs * d * network.depth))
+    loss, gradient = W.new_zeros(runs), torch.zeros_like(W)
+    for start in range(0, m, step):
+        chunk = slice(start, start + step)
+        inputs, slopes = [], {}
+        h = X[:, chunk].expand(runs, d, -1)
+        for r in range(network.units):
+            v = h
+            for place in range(network.length + 1):
+                if place in where:
+                    slopes[r, place] = derivatives(network.activation, v)[0]
+                    v = activate(network.activation, v)
+                if place < network.length:
+                    inputs.append(v)
+                    v = torch.bmm(W[:, r, place], v)
+            h = h + v if network.shortcut else v
+        back = h - Y[:, chunk]
+        loss += back.square().sum((1, 2))
+        for r in reversed(range(network.units)):
+            g = back
+            for place in reversed(range(network.length + 1)):
+                if place in where:
+                    g = g * slopes[r, place]
+                if place:
+                    u = inputs.pop()
+                    gradient[:, r, place - 1] += torch.bmm(g, u.mT)
+                    g = torch.bmm(W[:, r, place - 1].mT, g)
+            back = back + g if network.shortcut else g
+    return loss / (2 * m), gradient / m

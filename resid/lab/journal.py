@@ -1,0 +1,99 @@
+"""Long work in pieces that are kept: a piece that was computed by the same code is not computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from resid.errors import OptionError
+
+__all__ = ["Journal", "cache_folder"]
+
+
+def cache_folder() -> Path:
+    """Where kept pieces lie: `RESID_CACHE`, else the user's cache folder (~/.cache/resid, or below XDG_CACHE_HOME)."""
+    wish = os.environ.get("RESID_CACHE")
+    return Path(wish) if wish else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resid"
+
+
+class Journal:
+    """Keeps the results of named pieces of work on disk, so that an interrupted run goes on where it stopped.
+
+    A piece is known by its key and by a hash of the source files it depends on, of the versions of torch and Python and
+    of the kind of device: change any of them and it is computed anew. Files are written whole or not at all.
+
+    Args:
+        name: folder below `cache_folder`. sources: modules, or paths of files, whose text matters.
+        folder: instead of `cache_folder`; None keeps nothing. say: called with a line for each piece.
+
+    Example:
+        >>> Journal("example", (), folder=None)({"n": 3}, lambda: {"square": np.array(9)})["square"].item()
+        9
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sources: tuple[Any, ...],
+        folder: Path | str | None = "default",
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        if not name or Path(name).name != name:
+            raise OptionError(f"name = {name!r}: the name of a folder is needed")
+        base = cache_folder() if folder == "default" else folder
+        self.folder = None if base is None else Path(base) / name
+        self.say = say
+        digest = hashlib.sha256(f"{sys.version_info[:2]} {torch.__version__} {platform.machine()}".encode())
+        for source in sources:
+            digest.update(Path(getattr(source, "__file__", source)).read_bytes())
+        self._code = digest.hexdigest()
+        self.reused = self.computed = 0
+
+    def __call__(
+        self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """The arrays of a piece, computed unless they are kept.
+
+        Args:
+            key: what the piece is, in JSON types. compute: called without arguments when it has to be computed.
+
+        Raises:
+            TypeError: the key is not JSON.
+        """
+        text = json.dumps(key, sort_keys=True)
+        path = self._path(text)
+        if path is not None and path.exists():
+            try:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                    found = {name: stored[name] for name in stored.files}
+            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+                path.unlink()  # half a file: as if there were none
+            else:
+                self.reused += 1
+                return found
+        result = {name: np.asarray(value) for name, value in compute().items()}
+        self.computed += 1
+        if self.say is not None:
+            self.say(text)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}.tmp")
+            with partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **result)
+            partial.replace(path)
+        return result
+
+    def _path(self, text: str) -> Path | None:
+        if self.folder is None:
+            return None
+        return self.folder / f"{hashlib.sha256((self._code + text).encode()).hexdigest()[:32]}.npz"
