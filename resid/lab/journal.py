@@ -88,8 +88,8 @@ class Journal:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{os.getpid()}.tmp")
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **result)
+            with partial.open("wb") as target:
+                np.savez(target, allow_pickle=False, **result)
             partial.replace(path)
         return result
 

@@ -6,7 +6,7 @@ interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from resid.lab.data import load_whitened
-from resid.lab.descent import descend, initial_weights
+from resid.lab.descent import Descent, descend, initial_weights
 from resid.lab.journal import Journal
 from resid.theory.shortcut import (
     ShortcutNetwork,
@@ -81,7 +81,8 @@ def make_weights(kind: str, network: ShortcutNetwork, seeds: Sequence[int], scal
 class Study:
     """Everything one run of the chapter measures, on one data set and at one scale.
 
-    data: "mnist" or "digits". seeds: of the initial weights. epochs: of each training. rates: learning rates of sweeps.
+    data: "mnist" or "digits". seeds: of the initial weights. epochs: of each training of a sweep, and for `norms`.
+    rates: learning rates of sweeps. path_epochs: of the trainings along which Hessians are taken.
     journal: keeps pieces. device, dtype: of the networks with ReLU; linear ones are trained in float64 on the CPU.
     """
 
@@ -90,6 +91,7 @@ class Study:
     epochs: int
     rates: Sequence[float]
     journal: Journal
+    path_epochs: int = 1000
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
@@ -165,52 +167,51 @@ class Study:
     # -------------------------------------------------------------------------------------------------- Figures 5 and 6
 
     def path(self, kind: str, depth: int, rate: float) -> dict[str, np.ndarray]:
-        """A training at one rate: "excess" and "gradient" (seeds, epochs + 1), "weights" of all epochs."""
+        """A training of `path_epochs` epochs at one rate: "excess" and "gradient" norm, both (seeds, epochs + 1).
+
+        Raises:
+            ArithmeticError: a run diverged.
+        """
 
         def compute() -> dict[str, np.ndarray]:
-            network = make_network(kind, depth)
-            start = make_weights(kind, network, self.seeds)
-            done = descend(network, start, rate, *self.problem, self.epochs, keep=range(self.epochs + 1))
+            done = self._train(kind, depth, rate, self.path_epochs, ())
             if bool(done.diverged.any()):
                 raise ArithmeticError(f"{kind}, rate {rate:g}: a run diverged")
-            weights = torch.stack([done.weights[e] for e in range(self.epochs + 1)], 1)
-            return {
-                "excess": done.loss.mT.numpy(),
-                "gradient": done.gradient_norm.mT.numpy(),
-                "weights": weights.numpy(),
-            }
+            return {"excess": done.loss.mT.numpy(), "gradient": done.gradient_norm.mT.numpy()}
 
-        return self.journal(self.key("path", kind=kind, depth=depth, rate=rate), compute)
+        return self.journal(self.key("path", kind=kind, depth=depth, rate=rate, path=self.path_epochs), compute)
+
+    def _train(self, kind: str, depth: int, rate: float, epochs: int, keep: Iterable[int]) -> Descent:
+        network = make_network(kind, depth)
+        return descend(network, make_weights(kind, network, self.seeds), rate, *self.problem, epochs, keep)
 
     def spectra(self, kind: str, depth: int, rate: float, epochs: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Hessian eigenvalues (len(epochs[i]), N) along the path of each seed i at the epochs asked for."""
         network = make_network(kind, depth)
-        weights = self.path(kind, depth, rate)["weights"]
+        every = sorted({e for wanted in epochs for e in wanted})
+        weights: dict[int, Tensor] = {}
         found = []
         for i, wanted in enumerate(epochs):
 
             def compute(i: int = i, wanted: Sequence[int] = wanted) -> dict[str, np.ndarray]:
-                rows = [
-                    hessian_eigenvalues(
-                        network.hessian_from_moments(torch.from_numpy(weights[i, e]), *self.moments)
-                    ).numpy()
-                    for e in wanted
-                ]
-                return {"values": np.stack(rows)}
+                if not weights:  # the training once more, which is cheap, instead of keeping all its weights
+                    weights.update(self._train(kind, depth, rate, max(every), every).weights)
+                hessians = (network.hessian_from_moments(weights[e][i], *self.moments) for e in wanted)
+                return {"values": np.stack([hessian_eigenvalues(H).numpy() for H in hessians])}
 
             key = self.key("spectra", kind=kind, depth=depth, rate=rate, seed=self.seeds[i], at=list(map(int, wanted)))
             found.append(self.journal(key, compute)["values"])
         return found
 
     def at_levels(self, kind: str, depth: int, rate: float, levels: Sequence[float]) -> dict[str, np.ndarray]:
-        """kappa and index (seeds, levels) where the excess loss first falls to each level; NaN where it does not.
+        """ "kappa", "index", "epoch" (seeds, levels) where the excess loss first falls to a level; NaN where it does not.
 
         Between the epochs before and after the crossing log kappa and the index are interpolated linearly in the
         logarithm of the excess loss.
         """
         excess = self.path(kind, depth, rate)["excess"]
         kappa = np.full((len(excess), len(levels)), np.nan)
-        index = np.full_like(kappa, np.nan)
+        index, epoch = np.full_like(kappa, np.nan), np.full_like(kappa, np.nan)
         crossings = [[_first(row <= level) for level in levels] for row in excess]
         wanted = [sorted({e for c in row if c is not None for e in (max(c - 1, 0), c)}) for row in crossings]
         for i, values in enumerate(self.spectra(kind, depth, rate, wanted)):
@@ -223,8 +224,8 @@ class Study:
                 part = 0.0 if before == after else float((low - np.log(levels[j])) / (low - high))
                 ends = [np.array([np.log(condition_number(at[e], 0.1)), hessian_index(at[e])]) for e in (before, after)]
                 logk, index[i, j] = (1 - part) * ends[0] + part * ends[1]
-                kappa[i, j] = np.exp(logk)
-        return {"kappa": kappa, "index": index}
+                kappa[i, j], epoch[i, j] = np.exp(logk), after
+        return {"kappa": kappa, "index": index, "epoch": epoch}
 
     def early(self, kind: str, depth: int, rate: float, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Index and kappa (seeds, count) at epochs 0, step, 2 step, ... of a training."""

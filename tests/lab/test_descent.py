@@ -211,7 +211,7 @@ def test_sweep_is_the_training_of_each_seed_at_each_rate():
 
 
 def test_levels_are_crossed_where_they_say():
-    s = study(seeds=[0])
+    s = study(seeds=[0], path_epochs=60)
     path = s.path("2-shortcut", 4, 0.1)
     assert path["excess"].shape == (1, 61)
     level = float(np.sqrt(path["excess"][0, 40] * path["excess"][0, 41]))  # half way, in the logarithm
