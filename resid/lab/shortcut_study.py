@@ -204,7 +204,7 @@ class Study:
         return found
 
     def at_levels(self, kind: str, depth: int, rate: float, levels: Sequence[float]) -> dict[str, np.ndarray]:
-        """ "kappa", "index", "epoch" (seeds, levels) where the excess loss first falls to a level; NaN where it does not.
+        """ "kappa", "index", "epoch" (seeds, levels) where the excess loss first falls to a level, or NaN.
 
         Between the epochs before and after the crossing log kappa and the index are interpolated linearly in the
         logarithm of the excess loss.
