@@ -1,5 +1,5 @@
 """Every row of `make bench`."""
 
-from benchmarks import linear
+from benchmarks import linear, shortcut
 
-ROWS = linear.ROWS
+ROWS = (*linear.ROWS, *shortcut.ROWS)

@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import nbformat
+
 from resid.ledger import read_record, verdicts
 from resid.ledger.run import git_commit
 from tools.notebooks import failure, notebooks, reads_records, run_papermill
@@ -26,7 +28,9 @@ def full_run(path: Path) -> list[Path]:
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         output = BUILD / "full" / f"{name}.ipynb"
         started = time.perf_counter()
-        done = run_papermill(path, output, Path(folder), os.cpu_count() or 1, ("-p", "MODE", "full"))
+        parameters = {"MODE": "full"} | full_parameters(path)
+        given = [part for name_value in parameters.items() for part in ("-p", *name_value)]
+        done = run_papermill(path, output, Path(folder), os.cpu_count() or 1, given)
         if done.returncode:
             sys.exit(f"{name} failed: {failure(output, done)}")
         kept = []
@@ -38,6 +42,12 @@ def full_run(path: Path) -> list[Path]:
             flush=True,
         )
         return kept
+
+
+def full_parameters(path: Path) -> dict[str, str]:
+    """What else a full run sets, from the notebook's metadata: {"resid": {"full": {"PART": "linear"}}}."""
+    found = nbformat.read(path, as_version=4).metadata.get("resid", {}).get("full", {})
+    return {name: str(value) for name, value in found.items()}
 
 
 def main() -> None:

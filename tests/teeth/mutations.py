@@ -22,6 +22,8 @@ class Mutation:
 
 FACTOR = ("tests/theory/test_factor.py", "linear/factor")
 LANDSCAPE = ("tests/theory/test_landscape.py", "linear/landscape")
+SHORTCUT = ("tests/theory/test_shortcut.py", "linear/shortcut_depth")
+DYNAMICS = ("tests/lab/test_descent.py", "linear/dynamics")
 LEDGER = ("tests/ledger/test_ledger.py", "")
 
 MUTATIONS = (
@@ -101,6 +103,62 @@ MUTATIONS = (
         "torch.block_diag(matrix, -torch.ones(1, 1,",
         "torch.block_diag(matrix, torch.ones(1, 1,",
         *LANDSCAPE,
+    ),
+    Mutation(
+        "M transposed",
+        "resid/theory/shortcut_zero.py",
+        "    return slope * ((X - Y).mT @ X) / len(X)",
+        "    return slope * (X.mT @ (X - Y)) / len(X)",
+        *SHORTCUT,
+    ),
+    Mutation(
+        "residual term dropped",
+        "resid/theory/_shortcut_hessian.py",
+        "    BS, AtE, Bt = B @ sigma_xx, A.mT @ error, B.mT",
+        "    BS, AtE, Bt = B @ sigma_xx, 0 * (A.mT @ error), B.mT",
+        *SHORTCUT,
+    ),
+    Mutation(
+        "units joined in the wrong order",
+        "resid/theory/_shortcut_hessian.py",
+        "        between[r, : r - 1] = maps[r - 1] @ between[r - 1, : r - 1]",
+        "        between[r, : r - 1] = between[r - 1, : r - 1] @ maps[r - 1]",
+        *SHORTCUT,
+    ),
+    Mutation(
+        "slope 1 for ReLU",
+        "resid/theory/_activation.py",
+        "        return (z > 0).to(z), torch.zeros_like(z)",
+        "        return torch.ones_like(z), torch.zeros_like(z)",
+        *SHORTCUT,
+    ),
+    Mutation(
+        "inactive samples in place of active ones",
+        "resid/theory/shortcut_zero.py",
+        "    active = (X @ rows.mT > 0).to(X)",
+        "    active = (X @ rows.mT < 0).to(X)",
+        *SHORTCUT,
+    ),
+    Mutation(
+        "labels turned the wrong way",
+        "resid/theory/shortcut.py",
+        "    return torch.stack(products), products[-1].mT",
+        "    return torch.stack(products), products[-1]",
+        *SHORTCUT,
+    ),
+    Mutation(
+        "gradient without the weights behind",
+        "resid/theory/_shortcut_linear.py",
+        "        back.append(maps[..., r, :, :].mT @ back[-1])",
+        "        back.append(back[-1])",
+        *DYNAMICS,
+    ),
+    Mutation(
+        "ascent in place of descent",
+        "resid/lab/descent.py",
+        "            W = W - rates",
+        "            W = W + rates",
+        *DYNAMICS,
     ),
     Mutation(
         "limits not applied",

@@ -1,0 +1,148 @@
+"""Rows of the chapters on shortcuts: exact Hessians and batched descent, width 10."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Row, Side
+from resid.lab.data import load_whitened
+from resid.lab.descent import descend, initial_weights
+from resid.theory.shortcut import ShortcutNetwork, second_moments
+
+CHUNK = 100
+RUNS, EPOCHS = 39, 30
+
+
+def _network(depth: int, activation: str = "linear") -> tuple[ShortcutNetwork, Tensor]:
+    network = ShortcutNetwork(2, depth // 2, 10, activation)
+    return network, initial_weights(network, "xavier", torch.Generator().manual_seed(0), 0.3)
+
+
+def _moments(depth: int) -> Any:
+    return *_network(depth), *second_moments(*load_whitened("digits"))
+
+
+def _data(depth: int, activation: str = "linear") -> Any:
+    return *_network(depth, activation), *load_whitened("digits")
+
+
+def _closed_moments(given: Any) -> None:
+    network, W, xx, yx = given
+    network.hessian_from_moments(W, xx, yx)
+
+
+def _closed_data(given: Any) -> None:
+    network, W, X, Y = given
+    network.hessian(W, X, Y)
+
+
+def _moment_loss(network: ShortcutNetwork, W: Tensor, xx: Tensor, yx: Tensor) -> Any:
+    """The loss as a function of the flat weights, less a constant."""
+
+    def loss(flat: Tensor) -> Tensor:
+        whole = network.linear_map(flat.view(W.shape))
+        return 0.5 * ((whole @ xx) * whole).sum() - (whole * yx).sum()
+
+    return loss
+
+
+def _autograd_moments(given: Any) -> None:
+    torch.func.hessian(_moment_loss(*given))(given[1].flatten())
+
+
+def _hessian_vector_products(given: Any) -> None:
+    """All columns by forward over reverse differentiation, in chunks that fit the memory."""
+    network, W, X, Y = given
+    gradient = torch.func.grad(lambda flat: network.loss(flat.view(W.shape), X, Y))
+
+    def product(direction: Tensor) -> Tensor:
+        return torch.func.jvp(gradient, (W.flatten(),), (direction,))[1]
+
+    basis = torch.eye(W.numel(), dtype=W.dtype)
+    torch.cat([torch.func.vmap(product)(rows) for rows in basis.split(CHUNK)])
+
+
+def _starts() -> Any:
+    network, _ = _network(16)
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.stack([initial_weights(network, "xavier", generator, 0.01) for _ in range(RUNS)])
+    return network, starts, torch.logspace(-3, 0, RUNS, dtype=torch.float64), *load_whitened("digits")
+
+
+def _batch(given: Any) -> None:
+    network, starts, rates, X, Y = given
+    descend(network, starts, rates, X, Y, EPOCHS)
+
+
+def _one_at_a_time(given: Any) -> None:
+    network, starts, rates, X, Y = given
+    xx, yx = second_moments(X, Y)
+    for W, rate in zip(starts, rates, strict=True):
+        flat, loss = W.flatten(), _moment_loss(network, W, xx, yx)
+        for _ in range(EPOCHS):
+            flat = flat.requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(flat), flat)
+            flat = (flat - rate * gradient).detach()
+
+
+_AUTOGRAD = "torch.func.hessian of the loss on the moments"
+_PRODUCTS = f"vmapped Hessian-vector products on the data, {CHUNK} at a time"
+
+#: Least accepted ratio at each depth; the rows are also the curve of cost against depth.
+_LEAST = {4: 1, 8: 2, 16: 4, 32: 15, 64: 15}
+
+_AGAINST_DEPTH = tuple(
+    Row(
+        name=f"hessian-{depth}",
+        what=f"Hessian of a linear 2-shortcut network, depth {depth}, {100 * depth:,} parameters",
+        ours=Side("hessian_from_moments", partial(_moments, depth), _closed_moments),
+        peer=Side(_AUTOGRAD, partial(_moments, depth), _autograd_moments),
+        threads=1,
+        least_ratio=least,
+    )
+    for depth, least in _LEAST.items()
+)
+
+ROWS = (
+    *_AGAINST_DEPTH,
+    Row(
+        name="hessian-96",
+        what="Hessian of a linear 2-shortcut network, depth 96, 9,600 parameters, beside depth 32",
+        ours=Side("hessian_from_moments", lambda: _moments(96), _closed_moments, units=9600**2 // 10**6),
+        peer=Side(f"{_AUTOGRAD}, depth 32", lambda: _moments(32), _autograd_moments, units=3200**2 // 10**6),
+        threads=1,
+        least_ratio=4,
+        most_seconds=3,
+        most_gib=1.5,
+        unit="million entries",
+    ),
+    Row(
+        name="hessian-data-16",
+        what="Hessian of a linear 2-shortcut network on 1,797 samples, depth 16",
+        ours=Side("ShortcutNetwork.hessian", lambda: _data(16), _closed_data),
+        peer=Side(_PRODUCTS, lambda: _data(16), _hessian_vector_products),
+        threads=1,
+        least_ratio=500,
+    ),
+    Row(
+        name="hessian-relu-16",
+        what="Hessian of a 2-shortcut network with ReLU on 1,797 samples, depth 16",
+        ours=Side("ShortcutNetwork.hessian", lambda: _data(16, "relu"), _closed_data),
+        peer=Side(_PRODUCTS, lambda: _data(16, "relu"), _hessian_vector_products),
+        threads=1,
+        least_ratio=4,
+    ),
+    Row(
+        name="descent-batch",
+        what=f"{EPOCHS} epochs of {RUNS} linear networks of depth 16",
+        ours=Side("descend, all networks at once", _starts, _batch, RUNS * EPOCHS),
+        peer=Side("autograd on the moments, one network after another", _starts, _one_at_a_time, RUNS * EPOCHS),
+        threads=1,
+        least_ratio=10,
+        unit="network and epoch",
+    ),
+)
