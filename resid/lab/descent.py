@@ -24,8 +24,9 @@ INITS = ("xavier", "orthogonal")
 
 #: A run whose loss exceeds its first by this factor, or is not finite, has diverged: it is taken out of the batch.
 _DIVERGED = 1e6
-#: Numbers per chunk of samples in the stored activations: they should stay in a core's cache.
-_CHUNK = 1 << 20
+#: Numbers per chunk of samples in the stored activations: on a CPU they should stay in a core's cache, on a GPU a
+#: chunk should be large enough to hide the time of starting kernels.
+_CHUNK, _CHUNK_GPU = 1 << 20, 1 << 29
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _loss_and_gradient(network: ShortcutNetwork, W: Tensor, X: Tensor, Y: Tensor
     """Loss (runs,) and gradient by hand, samples in columns: X, Y (d, m). In chunks that stay in the cache."""
     runs, d, m = len(W), network.width, X.shape[1]
     where = places(network.length, network.activation, network.position)
-    step = max(64, _CHUNK // (runs * d * network.depth))
+    step = max(64, (_CHUNK if W.device.type == "cpu" else _CHUNK_GPU) // (runs * d * network.depth))
     loss, gradient = W.new_zeros(runs), torch.zeros_like(W)
     for start in range(0, m, step):
         chunk = slice(start, start + step)

@@ -107,9 +107,7 @@ def test_the_version_is_one():
 def test_the_address_stands_in_config_alone():
     name = address().removeprefix("https://github.com/")
     for path in tracked():
-        if path.name == "_config.yml" or path.suffix in (".svg", ".inv", ".png"):
-            continue
-        if path.suffix == ".npz":
+        if path.name == "_config.yml" or path.suffix in (".svg", ".inv", ".png", ".npz"):
             continue
         text = path.read_text("utf-8")
         if path.suffix == ".ipynb":
