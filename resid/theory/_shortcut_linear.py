@@ -5,34 +5,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resid.theory._shortcut_hessian import within_unit
 
+def linear_parts(W: Tensor, shortcut: bool) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """For weights (..., units, length, d, d), ordered from the input.
 
-def linear_parts(W: Tensor, shortcut: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """For weights (..., units, length, d, d): unit maps (..., units, d, d), the inputs of the units by x (the same
-    shape), and the whole map (..., d, d)."""
-    path = W[..., 0, :, :]
+    Returns:
+        The products of the first 1, 2, ... matrices of each unit, each (..., units, d, d); the unit maps (..., units,
+        d, d); and the maps (..., d, d) from x to the input of each unit, and last to the output.
+    """
+    products = [W[..., 0, :, :]]
     for i in range(1, W.shape[-3]):
-        path = W[..., i, :, :] @ path
+        products.append(W[..., i, :, :] @ products[-1])
     eye = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
-    maps = path + eye if shortcut else path
-    before = [eye.expand_as(maps[..., 0, :, :])]
-    for r in range(W.shape[-4]):
-        before.append(maps[..., r, :, :] @ before[-1])
-    return maps, torch.stack(before[:-1], -3), before[-1]
+    maps = products[-1] + eye if shortcut else products[-1]
+    whole = [eye.expand_as(maps[..., 0, :, :]), maps[..., 0, :, :]]
+    for r in range(1, W.shape[-4]):
+        whole.append(maps[..., r, :, :] @ whole[-1])
+    return products, maps, whole
 
 
 def excess_and_gradient(W: Tensor, xx: Tensor, best: Tensor, shortcut: bool) -> tuple[Tensor, Tensor]:
     """Loss above that of the best matrix (...), and the gradient, shaped like W; xx is (1/m) sum x x^T."""
-    maps, first, whole = linear_parts(W, shortcut)
-    error = whole - best
+    products, maps, whole = linear_parts(W, shortcut)
+    error = whole[-1] - best
     weighted = error @ xx
+    excess = 0.5 * (weighted * error).sum((-2, -1))
     back = [weighted]
     for r in reversed(range(1, W.shape[-4])):
         back.append(maps[..., r, :, :].mT @ back[-1])
-    by_unit = torch.stack(back[::-1], -3) @ first.mT  # by the product of the weights of each unit
-    excess = 0.5 * (weighted * error).sum((-2, -1))
-    if W.shape[-3] == 1:
-        return excess, by_unit[..., None, :, :]
-    before, after = within_unit(W)
-    return excess, after.mT @ by_unit[..., None, :, :] @ before.mT
+    # by the output of the last matrix of a unit, and then of the one before it, and so on
+    by_output = torch.stack(back[::-1], -3) @ torch.stack(whole[:-1], -3).mT
+    gradient = torch.empty_like(W)
+    for i in reversed(range(W.shape[-3])):
+        gradient[..., i, :, :] = by_output @ products[i - 1].mT if i else by_output
+        if i:
+            by_output = W[..., i, :, :].mT @ by_output
+    return excess, gradient

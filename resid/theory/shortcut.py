@@ -141,7 +141,7 @@ class ShortcutNetwork:
             OptionError: the network is not linear. ShapeError, NotFiniteError: other bad weights.
         """
         self._check_linear("linear_map")
-        return linear_parts(self._weights(weights), self.shortcut)[2]
+        return linear_parts(self._weights(weights), self.shortcut)[2][-1]
 
     def excess_loss(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> Tensor:
         """Loss (...) of a linear network above the least loss of a linear map, from the moments; differentiable.
