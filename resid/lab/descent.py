@@ -34,9 +34,9 @@ class Descent:
     """Result of `descend` for `runs` networks.
 
     loss: (epochs + 1, runs), before the first step to after the last; for linear networks above that of the best
-        matrix; infinite from the epoch in which a run has diverged.
-    gradient_norm: (epochs + 1, runs), NaN where a run has diverged.
-    weights: epoch -> weights (runs, units, length, d, d), for the epochs asked for and the last; NaN after divergence.
+    matrix; infinite from the epoch in which a run has diverged. gradient_norm: (epochs + 1, runs), NaN where a run has
+    diverged. weights: epoch -> weights (runs, units, length, d, d), for the epochs asked for and the last; NaN after
+    divergence.
     """
 
     loss: Tensor

@@ -1,8 +1,9 @@
 """Condition number and index of a Hessian, down to the rounding noise of float64 and not below it.
 
-Li et al. 2016, Section 5: |lambda|_max / |lambda|_(0.1), with the tenth percentile of the absolute eigenvalues in place
-of the smallest, and the share of negative eigenvalues. An eigenvalue solver errs by about N eps ||H||, so that smaller
-eigenvalues are noise: they count as zero, and a condition number is at most `condition_number_limit(N)`.
+Li et al. 2016, Section 5: the largest absolute eigenvalue over the tenth percentile of the absolute eigenvalues, which
+stands in place of the least one, and the share of negative eigenvalues. A solver errs by about N eps times the largest
+absolute eigenvalue, so that smaller ones are noise: they count as zero, and a condition number is at most
+`condition_number_limit(N)`.
 """
 
 from __future__ import annotations
