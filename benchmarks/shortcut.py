@@ -152,7 +152,7 @@ ROWS = (
     ),
     Row(
         name="descent-batch",
-        what="the same: what the batch alone brings",
+        what=f"{EPOCHS} epochs of {RUNS} linear networks of depth 16: the batch alone",
         ours=Side("descend, all networks at once", _starts, _batch, RUNS * EPOCHS),
         peer=Side("descend, one network after another", _starts, _descend_alone, RUNS * EPOCHS),
         threads=1,

@@ -34,7 +34,7 @@ class Journal:
 
     Args:
         name: folder below `cache_folder`. sources: modules, or paths of files, whose text matters.
-        folder: instead of `cache_folder`; None keeps nothing. say: called with a line for each piece.
+        folder: instead of `cache_folder`; None keeps pieces in memory only. say: called with a line for each piece.
 
     Example:
         >>> Journal("example", (), folder=None)({"n": 3}, lambda: {"square": np.array(9)})["square"].item()
@@ -57,6 +57,7 @@ class Journal:
         for source in sources:
             digest.update(Path(getattr(source, "__file__", source)).read_bytes())
         self._code = digest.hexdigest()
+        self._memory: dict[str, dict[str, np.ndarray]] = {}
         self.reused = self.computed = 0
 
     def __call__(
@@ -71,6 +72,8 @@ class Journal:
             TypeError: the key is not JSON.
         """
         text = json.dumps(key, sort_keys=True)
+        if text in self._memory:
+            return self._memory[text]
         path = self._path(text)
         if path is not None and path.exists():
             try:
@@ -80,9 +83,11 @@ class Journal:
                 path.unlink()  # half a file: as if there were none
             else:
                 self.reused += 1
+                self._memory[text] = found
                 return found
         result = {name: np.asarray(value) for name, value in compute().items()}
         self.computed += 1
+        self._memory[text] = result
         if self.say is not None:
             self.say(text)
         if path is not None:

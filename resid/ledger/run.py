@@ -25,7 +25,7 @@ from resid.ledger.store import record_name, write_record
 
 MODES = ("smoke", "full")
 _ROOT = Path(__file__).resolve().parents[2]
-_CODE = ("resid", "book", "benchmarks", "pyproject.toml", "constraints.txt")
+_CODE = ("resid", "book", "benchmarks", "pyproject.toml", "constraints.txt", ":(exclude)benchmarks/results")
 _RECIPE = re.compile(r"[A-Za-z0-9_-]+")
 _current: Run | None = None
 

@@ -144,6 +144,7 @@ def test_a_journal_keeps_what_was_computed(tmp_path):
     assert lines == ['{"depth": 3}']
     assert (journal.reused, journal.computed) == (1, 0)
     Journal("work", (source,), tmp_path / "cache")({"depth": 4}, compute)  # another key
+    assert journal({"depth": 3}, compute) is journal({"depth": 3}, compute)  # from memory
     source.write_text("a = 2")
     Journal("work", (source,), tmp_path / "cache")({"depth": 3}, compute)  # other code
     assert len(calls) == 3
@@ -154,7 +155,8 @@ def test_half_a_file_is_computed_again(tmp_path):
     journal({"a": 1}, lambda: {"x": np.ones(100)})
     (path,) = (tmp_path / "work").iterdir()
     path.write_bytes(path.read_bytes()[:200])
-    assert journal({"a": 1}, lambda: {"x": np.zeros(2)})["x"].shape == (2,)
+    again = Journal("work", (), tmp_path)  # another run, with nothing in memory
+    assert again({"a": 1}, lambda: {"x": np.zeros(2)})["x"].shape == (2,)
 
 
 def test_an_interrupted_piece_leaves_nothing(tmp_path):
