@@ -14,6 +14,7 @@ from resid.theory.shortcut import ShortcutNetwork, second_moments
 from resid.trials import shortcut_depth as depth
 from resid.trials import shortcut_start as start
 from resid.trials import symbolic_shortcut as symbolic
+from tests.trials.helpers import generator, passes
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +24,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def generator(seed=1):
-    return torch.Generator().manual_seed(seed)
-
-
-def passes(claim_id, evidence):
-    claim = get_claim(claim_id)
-    assert evidence.malformed(claim) == []
-    assert evidence.unfavourable(claim, "smoke") == []
 
 
 def fails(claim_id, evidence):

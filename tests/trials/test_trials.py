@@ -9,16 +9,7 @@ from resid.ledger import get_claim
 from resid.theory.factor import near_identity_lower_bound
 from resid.trials import factor, landscape, symbolic
 from resid.trials._worst import worst_of
-
-
-def generator(seed=1):
-    return torch.Generator().manual_seed(seed)
-
-
-def passes(claim_id, evidence):
-    claim = get_claim(claim_id)
-    assert evidence.malformed(claim) == []
-    assert evidence.unfavourable(claim, "smoke") == []
+from tests.trials.helpers import generator, passes
 
 
 def test_family_trial_covers_nine_families_and_keeps_to_the_bounds():
