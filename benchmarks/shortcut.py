@@ -156,7 +156,7 @@ ROWS = (
         ours=Side("descend, all networks at once", _starts, _batch, RUNS * EPOCHS),
         peer=Side("descend, one network after another", _starts, _descend_alone, RUNS * EPOCHS),
         threads=1,
-        least_ratio=10,
+        least_ratio=7,
         unit="network and epoch",
     ),
 )
