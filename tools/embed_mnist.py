@@ -1,9 +1,9 @@
 """Rebuild the embedded whitened MNIST components: `python -m tools.embed_mnist [folder]`.
 
 `folder` holds the official files (MNIST/raw/train-images-idx3-ubyte and train-labels-idx1-ubyte); default $RESID_DATA.
-The result is the same bit for bit on every machine: the covariance of the pixels is computed in whole numbers, and the
+The result is made not to depend on the machine: the covariance of the pixels is computed in whole numbers, and the
 coordinates are rounded to multiples of 2^-16, far above what the eigenvalue solver of one machine does otherwise than
-that of another.
+that of another. Only a coordinate in the very middle between two multiples could still come out differently.
 """
 
 from __future__ import annotations

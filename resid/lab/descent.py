@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from resid.errors import OptionError, ShapeError
 from resid.theory._activation import activate, derivatives
-from resid.theory._check import as_real, as_whole, check_option
+from resid.theory._check import as_real, as_samples, as_whole, check_option
 from resid.theory._shortcut_hessian import places
 from resid.theory._shortcut_linear import excess_and_gradient
 from resid.theory.shortcut import ShortcutNetwork, best_map, second_moments
@@ -145,8 +145,8 @@ def descend(
 
 def _evaluator(network: ShortcutNetwork, X: Any, Y: Any, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """weights -> (loss, gradient) for a batch of networks."""
-    X, Y = as_real("X", X), as_real("Y", Y)
-    if X.ndim != 2 or X.shape != Y.shape or X.shape[1] != network.width or not len(X):
+    X, Y = as_samples(X, Y, f"(m, {network.width})")
+    if X.shape[1] != network.width:
         raise ShapeError(f"X has shape {tuple(X.shape)}, Y {tuple(Y.shape)}: both must be (m, {network.width})")
     if network.activation == "linear":
         xx, yx = second_moments(X.double(), Y.double())

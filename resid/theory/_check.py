@@ -106,6 +106,14 @@ def as_covariance(name: str, value: Any, d: int) -> Tensor:
     return sigma
 
 
+def as_samples(X: Any, Y: Any, shape: str = "(m, d)") -> tuple[Tensor, Tensor]:
+    """Finite real inputs and outputs of one shape with two axes, not empty; `shape` is what the error calls it."""
+    X, Y = as_real("X", X), as_real("Y", Y)
+    if X.ndim != 2 or X.shape != Y.shape or 0 in X.shape:
+        raise ShapeError(f"X has shape {tuple(X.shape)}, Y {tuple(Y.shape)}: both must be {shape}")
+    return X, Y
+
+
 def check_option(name: str, value: str, options: Collection[str]) -> str:
     """`value` if it is one of `options`."""
     if value not in options:

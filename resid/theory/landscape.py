@@ -17,7 +17,7 @@ from resid.theory._check import (
     EPS,
     as_covariance,
     as_layers,
-    as_real,
+    as_samples,
     as_square,
     as_whole,
     check_option,
@@ -221,11 +221,9 @@ def regression_map(X: Any, Y: Any) -> tuple[Tensor, Tensor, float]:
         (tensor([[2., 0.],
                 [0., 2.]]), 0.0)
     """
-    X, Y = as_real("X", X), as_real("Y", Y)
+    X, Y = as_samples(X, Y, "(n, d)")
     dtype = torch.promote_types(X.dtype, Y.dtype)
     X, Y = X.to(dtype), Y.to(X.device, dtype)
-    if X.ndim != 2 or X.shape != Y.shape or 0 in X.shape:
-        raise ShapeError(f"X has shape {tuple(X.shape)}, Y {tuple(Y.shape)}: both must be (n, d)")
     n, d = X.shape
     rank = int(torch.linalg.matrix_rank(X))
     if rank < d:

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from resid.errors import OptionError, ShapeError
 from resid.theory._activation import ACTIVATIONS, activate
-from resid.theory._check import as_covariance, as_depth, as_real, as_square, check_option, check_same_dimension
+from resid.theory._check import (
+    as_covariance,
+    as_depth,
+    as_real,
+    as_samples,
+    as_square,
+    check_option,
+    check_same_dimension,
+)
 from resid.theory._shortcut_hessian import data_hessian, linear_hessian, places
 from resid.theory._shortcut_linear import excess_and_gradient, linear_parts
 from resid.theory.hessian import condition_number, condition_number_limit, hessian_eigenvalues, hessian_index
@@ -253,9 +261,7 @@ def second_moments(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
         >>> second_moments([[1.0], [3.0]], [[2.0], [4.0]])
         (tensor([[5.]], dtype=torch.float64), tensor([[7.]], dtype=torch.float64))
     """
-    X, Y = as_real("X", X), as_real("Y", Y)
-    if X.ndim != 2 or X.shape != Y.shape or 0 in X.shape:
-        raise ShapeError(f"X has shape {tuple(X.shape)}, Y {tuple(Y.shape)}: both must be (m, d)")
+    X, Y = as_samples(X, Y)
     Y = Y.to(X)
     return X.mT @ X / len(X), Y.mT @ X / len(X)
 

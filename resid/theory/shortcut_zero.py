@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resid.errors import OptionError, ShapeError
 from resid.theory._activation import ACTIVATIONS, activate, derivatives
-from resid.theory._check import as_covariance, as_depth, as_real, as_square, check_option
+from resid.theory._check import as_covariance, as_depth, as_real, as_samples, as_square, check_option
 
 
 def moment_difference(X: Any, Y: Any, activation: str = "linear", position: str = "mid") -> Tensor:
@@ -30,7 +30,8 @@ def moment_difference(X: Any, Y: Any, activation: str = "linear", position: str 
         >>> moment_difference([[1.0], [3.0]], [[2.0], [4.0]])
         tensor([[-2.]], dtype=torch.float64)
     """
-    X, Y = _pair(X, Y)
+    X, Y = as_samples(X, Y)
+    Y = Y.to(X)
     check_option("activation", activation, ACTIVATIONS)
     check_option("position", position, ("pre", "mid", "post"))
     if position == "pre":
@@ -147,7 +148,8 @@ def neuron_matrices(W1: Any, X: Any, Y: Any) -> Tensor:
     Raises:
         ShapeError, NotFiniteError: bad input.
     """
-    X, Y = _pair(X, Y)
+    X, Y = as_samples(X, Y)
+    Y = Y.to(X)
     rows = as_real("W1", W1).to(X)
     if rows.ndim != 2 or rows.shape[1] != X.shape[1]:
         raise ShapeError(f"W1 has shape {tuple(rows.shape)}: (rows, {X.shape[1]}) is needed to fit X")
@@ -172,10 +174,3 @@ def whitened_condition_bound(largest_share: float) -> float:
         raise OptionError(f"largest_share = {largest_share!r}: a number between 0 and 1 is needed")
     root = math.sqrt(largest_share)
     return (1 + root) / (1 - root)
-
-
-def _pair(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
-    X, Y = as_real("X", X), as_real("Y", Y)
-    if X.ndim != 2 or X.shape != Y.shape or 0 in X.shape:
-        raise ShapeError(f"X has shape {tuple(X.shape)}, Y {tuple(Y.shape)}: both must be (m, d)")
-    return X, Y.to(X)
