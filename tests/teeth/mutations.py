@@ -24,6 +24,7 @@ FACTOR = ("tests/theory/test_factor.py", "linear/factor")
 LANDSCAPE = ("tests/theory/test_landscape.py", "linear/landscape")
 SHORTCUT = ("tests/theory/test_shortcut.py", "linear/shortcut_depth")
 DYNAMICS = ("tests/lab/test_descent.py", "linear/dynamics")
+MEMORIZE = ("tests/theory/test_memorize.py", "samples/memorize")
 LEDGER = ("tests/ledger/test_ledger.py", "")
 
 MUTATIONS = (
@@ -159,6 +160,41 @@ MUTATIONS = (
         "            W = W - rates",
         "            W = W + rates",
         *DYNAMICS,
+    ),
+    Mutation(
+        "biases of the blocks dropped",
+        "resid/theory/_memorize.py",
+        "    U[:n], s[:n], move[:n] = z, bias, targets - z",
+        "    U[:n], s[:n], move[:n] = z, 0 * bias, targets - z",
+        *MEMORIZE,
+    ),
+    Mutation(
+        "two columns of V swapped",
+        "resid/theory/_memorize.py",
+        "    return U, s, V\n\n\ndef surrogates",
+        "    return U, s, torch.cat([V[..., 1:2], V[..., :1], V[..., 2:]], -1)\n\n\ndef surrogates",
+        *MEMORIZE,
+    ),
+    Mutation(
+        "thresholds at the largest rival",
+        "resid/theory/memorize.py",
+        "        found = first, origin, z, order, q, -(squares + rivals) / 2, float(gap.min())",
+        "        found = first, origin, z, order, q, -(squares + 9 * rivals) / 10, float(gap.min())",
+        *MEMORIZE,
+    ),
+    Mutation(
+        "points by rising norm",
+        "resid/theory/memorize.py",
+        "        order = squares.argsort(descending=True, stable=True)\n        z, squares",
+        "        order = squares.argsort(descending=False, stable=True)\n        z, squares",
+        *MEMORIZE,
+    ),
+    Mutation(
+        "slack of the paper's threshold",
+        "resid/theory/memorize.py",
+        '    threshold = 1 - 2 * check_positive("slack", slack)\n    U =',
+        '    threshold = 1 - 3 * check_positive("slack", slack)\n    U =',
+        *MEMORIZE,
     ),
     Mutation(
         "limits not applied",
