@@ -176,17 +176,17 @@ MUTATIONS = (
         *MEMORIZE,
     ),
     Mutation(
-        "thresholds at the largest rival",
+        "thresholds below the largest rival",
         "resid/theory/memorize.py",
         "        found = first, origin, z, order, q, -(squares + rivals) / 2, float(gap.min())",
-        "        found = first, origin, z, order, q, -(squares + 9 * rivals) / 10, float(gap.min())",
+        "        found = first, origin, z, order, q, -0.95 * rivals, float(gap.min())",
         *MEMORIZE,
     ),
     Mutation(
-        "points by rising norm",
+        "surrogate labels not looked at",
         "resid/theory/memorize.py",
-        "        order = squares.argsort(descending=True, stable=True)\n        z, squares",
-        "        order = squares.argsort(descending=False, stable=True)\n        z, squares",
+        "        rivals = competitors(z, q, later=True)",
+        "        rivals = competitors(z, q[:0], later=True)",
         *MEMORIZE,
     ),
     Mutation(

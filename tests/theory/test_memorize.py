@@ -377,6 +377,7 @@ def test_isolating_block_at_the_corrected_distance_and_below_it():
     for angle, alone in ((far, True), (0.8 * far, False)):
         alpha = torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]], dtype=F64)
         U, s, V = isolating_block(alpha, [[3.0, -2.0]], [0], slack)
+        assert s.tolist() == [-0.8]
         after = alpha + torch.relu(alpha @ U.mT + s) @ V.mT
         torch.testing.assert_close(after[0], torch.tensor([3.0, -2.0], dtype=F64))
         assert (float((after[1] - alpha[1]).abs().max()) < 1e-14) is alone
