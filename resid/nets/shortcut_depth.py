@@ -1,0 +1,137 @@
+"""Residual networks for images whose shortcuts span k convolutions, k = 1, 2, 3, ..., at equal numbers of parameters.
+
+Li et al. 2016, Section 5.3.2 and Figure 9.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resid.errors import DepthError
+from resid.theory._check import as_depth, as_whole, check_option
+
+__all__ = ["ShortcutBlock", "ShortcutDepthResNet"]
+
+SHORTCUTS = ("A", "B")
+
+
+class ShortcutBlock(nn.Module):
+    """x + F(x), F: batch norm, ReLU and a 3 x 3 convolution, k times.
+
+    Where the shape changes, the shortcut keeps every second pixel and pads with zero channels ("A") or is a 1 x 1
+    convolution of stride 2 with batch norm ("B").
+
+    Args:
+        inputs, outputs: channels. length: k. stride: of the first convolution. shortcut: "A" or "B".
+        leading: whether F begins with batch norm and ReLU; the stem in front of the first block has its own.
+        batch_norm: without it F is ReLU and convolution, k times, and the last convolution starts at zero.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        length: int,
+        stride: int = 1,
+        shortcut: str = "A",
+        leading: bool = True,
+        batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride, self.extra = stride, outputs - inputs
+        layers: list[nn.Module] = []
+        for i in range(length):
+            width = inputs if i == 0 else outputs
+            if i or leading:
+                layers += [nn.BatchNorm2d(width), nn.ReLU()] if batch_norm else [nn.ReLU()]
+            layers.append(nn.Conv2d(width, outputs, 3, stride=stride if i == 0 else 1, padding=1, bias=False))
+        self.branch = nn.Sequential(*layers)
+        self.project = None
+        if shortcut == "B" and (stride > 1 or inputs != outputs):
+            convolution = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            norm = nn.BatchNorm2d(outputs) if batch_norm else nn.Identity()
+            self.project = nn.Sequential(convolution, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, inputs, h, w) to (batch, outputs, ceil(h / stride), ceil(w / stride))."""
+        out: Tensor = self.branch(x)
+        if self.project is not None:
+            return self.project(x) + out
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        return (F.pad(x, (0, 0, 0, 0, 0, self.extra)) if self.extra else x) + out
+
+
+class ShortcutDepthResNet(nn.Module):
+    """Depth 3 L + 2: three stages of L convolutions, grouped k to a block, so that k does not change the parameters.
+
+    Stem 3 x 3 to `width` channels, batch norm, ReLU; stages of width, 2 width and 4 width channels; batch norm, ReLU,
+    average, linear layer. The convolution that changes the shape is the first of a stage, for every k.
+
+    Args:
+        depth: 3 L + 2 with L divisible by length. length: k. width: 16 in the paper. channels: of the images.
+        classes: of the output. shortcut: "A" or "B", see `ShortcutBlock`; the paper does not say which.
+        batch_norm: if not, there is no normalisation anywhere and the last convolution of every branch starts at zero,
+            so that the network starts as the identity between stem and head: nearer to Theorem 2, whose small weights
+            batch norm takes away.
+
+    Initial weights: normal with variance 2/(9 outputs), the linear layer's bias zero.
+
+    Raises:
+        DepthError: a depth that cannot be grouped. OptionError: an unknown shortcut.
+
+    Example:
+        >>> [sum(p.numel() for p in ShortcutDepthResNet(38, k).parameters()) for k in (1, 2, 3, 4)]
+        [561370, 561370, 561370, 561370]
+    """
+
+    def __init__(
+        self,
+        depth: int = 110,
+        length: int = 2,
+        width: int = 16,
+        channels: int = 3,
+        classes: int = 10,
+        shortcut: str = "A",
+        batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        check_option("shortcut", shortcut, SHORTCUTS)
+        length, whole = as_depth("length", length), as_whole(depth)
+        if whole is None or whole < 5 or (whole - 2) % 3 or (whole - 2) // 3 % length:
+            raise DepthError(
+                f"depth = {depth!r}, length = {length}: 3 L + 2 with L divisible by the length is needed, such as "
+                f"{3 * length + 2} or {36 * length + 2}"
+            )
+        self.depth, self.length = whole, length
+        stem: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False)]
+        self.stem = nn.Sequential(*stem, *([nn.BatchNorm2d(width)] if batch_norm else []), nn.ReLU())
+        blocks, inputs = [], width
+        for stage in range(3):
+            outputs = width * 2**stage
+            for i in range((whole - 2) // 3 // length):
+                stride = 2 if stage and i == 0 else 1
+                blocks.append(ShortcutBlock(inputs, outputs, length, stride, shortcut, bool(stage or i), batch_norm))
+                inputs = outputs
+        self.stages = nn.Sequential(*blocks)
+        last = [nn.BatchNorm2d(inputs)] if batch_norm else []
+        self.head = nn.Sequential(*last, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.head[-1].bias)  # type: ignore[arg-type]
+        if not batch_norm:
+            with torch.no_grad():
+                for block in self.blocks():
+                    block.branch[-1].weight.zero_()  # type: ignore[operator]
+
+    def blocks(self) -> list[ShortcutBlock]:
+        """All blocks, from the input on."""
+        return [module for module in self.modules() if isinstance(module, ShortcutBlock)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (batch, channels, h, w) to logits (batch, classes)."""
+        out: Tensor = self.head(self.stages(self.stem(x)))
+        return out
