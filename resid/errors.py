@@ -27,3 +27,7 @@ class CovarianceError(ResidError):
 
 class OptionError(ResidError):
     """A named option is none of those that exist."""
+
+
+class SeparationError(ResidError):
+    """Points coincide, or are too close to be told apart."""
