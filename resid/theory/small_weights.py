@@ -15,6 +15,14 @@ from torch import Tensor
 
 from resid.errors import DepthError, SeparationError, ShapeError
 from resid.theory._check import EPS, as_depth, as_real, as_samples, check_option, check_positive
+from resid.theory._separation import (
+    check_room,
+    check_unit,
+    minimum_distance,
+    normalised,
+    rounding_margin,
+    separation,
+)
 from resid.theory._sphere import SpherePath, path_round
 
 __all__ = [
@@ -33,8 +41,6 @@ __all__ = [
 ]
 
 THRESHOLDS = ("paper", "sharp")
-#: The gap between a moved and a resting vector must be this many times what rounding can do to it.
-_ROOM = 64
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ def construct_small_weight_network(
     Source: Li et al. 2016, Theorem 1; constants, closed loop and sharp threshold are this project's.
 
     Example:
-        >>> X, Y = torch.eye(4).roll(1, 0), torch.eye(4)    # four axes change places
+        >>> X, Y = torch.eye(4), -torch.eye(4)    # four axes turn round
         >>> network = construct_small_weight_network(X, Y, units=400)
         >>> bool(torch.allclose(network(X), Y)), network.max_norm < max_norm_bound(network.rho, 4, 400)
         (True, True)
@@ -236,7 +242,7 @@ def isolating_unit(points: Any, index: int, target: Any, clearance: float | None
     rows = as_real("points", points)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ShapeError(f"points has shape {tuple(rows.shape)}: unit vectors as rows, (n, d), are needed")
-    _check_unit("points", rows)
+    check_unit("points", rows)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(rows):
         raise ShapeError(f"index = {index!r}: an integer from 0 to {len(rows) - 1} is needed")
     moved, goal = rows[index], as_real("target", target).to(rows)
@@ -253,7 +259,7 @@ def isolating_unit(points: Any, index: int, target: Any, clearance: float | None
             f"points[{j + (j >= index)}] is at distance {nearest:.4g} from points[{index}]: "
             + (f"clearance = {rho:.4g} is more" if nearest else "a unit moves both or none")
         )
-    w, b, u = _unit_for(moved[None], (goal - moved)[None], torch.tensor([1 - rho**2 / 2]).to(rows))
+    w, b, u = _unit_for(moved[None], (goal - moved)[None], rows.new_tensor([1 - rho**2 / 2]))
     d = rows.shape[1]
     W1, W2, bias = rows.new_zeros(d, d), rows.new_zeros(d, d), rows.new_zeros(d)
     W1[0], W2[:, 0], bias[0] = w[0], u[0], b[0]
@@ -291,11 +297,11 @@ def sphere_path(start: Any, goal: Any, obstacles: Any, clearance: float) -> Sphe
         raise ShapeError(f"obstacles has shape {tuple(rows.shape)}: (n, {len(p)}) is needed")
     radius = check_positive("clearance", clearance)
     for name, vectors in (("start", p[None]), ("goal", q[None]), ("obstacles", rows)):
-        _check_unit(name, vectors)
-    p, q, rows = (_normalised(vectors) for vectors in (p, q, rows))
+        check_unit(name, vectors)
+    p, q, rows = (normalised(vectors) for vectors in (p, q, rows))
     for name, end in (("start", p), ("goal", q)):
-        _check_room(rows, end[None], radius, "obstacles", name, False)
-    _check_room(rows, rows, 2 * radius, "obstacles", "obstacles", True)
+        check_room(rows, end[None], radius, "obstacles", name, False)
+    check_room(rows, rows, 2 * radius, "obstacles", "obstacles", True)
     return path_round(p, q, rows, radius)
 
 
@@ -315,54 +321,8 @@ def sphere_paths(X: Any, Y: Any, rho: float | None = None) -> list[SpherePath]:
     rho = least if rho is None else check_positive("rho", rho)
     if rho > least * (1 + 16 * EPS):
         raise SeparationError(f"rho = {rho:.4g} is more than the least distance {least:.4g}")
-    X, Y = _normalised(X), _normalised(Y)
+    X, Y = normalised(X), normalised(Y)
     return [path_round(X[i], Y[i], torch.cat([Y[:i], X[i + 1 :]]), rho / 2) for i in range(len(X))]
-
-
-def minimum_distance(points: Any) -> float:
-    """Definition 3: the least distance between two rows of (n, d), n >= 2; 0 if a row is repeated.
-
-    Example:
-        >>> minimum_distance([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0]])
-        0.0
-    """
-    rows = as_real("points", points)
-    if rows.ndim != 2 or len(rows) < 2:
-        raise ShapeError(f"points has shape {tuple(rows.shape)}: (n, d) with n >= 2 is needed")
-    return _nearest(rows, rows, same=True)[0]
-
-
-def separation(X: Any, Y: Any) -> float:
-    """rho: the least distance between two samples, two labels, or a sample and the label of another.
-
-    At least `minimum_distance` of samples and labels together, which also counts each sample with its own label; the
-    construction does not need these to differ. For a single sample 2, the largest distance on the sphere.
-
-    Args:
-        X, Y: unit vectors as rows, (m, d), d >= 3.
-
-    Raises:
-        SeparationError: two of them coincide, or are so close that in this precision no half-space separates them.
-        ShapeError: d < 3, or rows not of unit norm.
-
-    Example:
-        >>> round(separation(torch.eye(3).roll(1, 0), -torch.eye(3)), 6)
-        1.414214
-    """
-    X, Y = as_samples(X, Y)
-    if X.shape[1] < 3:
-        raise ShapeError(f"d = {X.shape[1]} < 3: on a circle a vector cannot go round another")
-    noise = max(_check_unit("X", X), _check_unit("Y", Y))
-    X, Y = _normalised(X), _normalised(Y)
-    found = (*_nearest(X, X, True), "X", "X"), (*_nearest(Y, Y, True), "Y", "Y"), (*_nearest(X, Y, True), "X", "Y")
-    rho, i, j, first, second = min(found)
-    least = math.sqrt(8 * _ROOM * max(noise, _margin(X.shape[1])))  # rho^2/8 is the gap that the threshold leaves
-    if rho < least:
-        raise SeparationError(
-            f"{first}[{i}] and {second}[{j}] are at distance {rho:.3g}: a distance of at least {least:.2g} is needed "
-            "for a half-space to separate them in this precision; repeated labels need noise, scaled back to norm 1"
-        )
-    return rho
 
 
 def max_norm_bound(rho: float, samples: int, units: int) -> float:
@@ -458,64 +418,16 @@ def _thresholds(P: Tensor, X: Tensor, Y: Tensor, clearance: float | None) -> Ten
     opens = torch.full((m, steps), lowest, dtype=P.dtype)
     for i in range(m if m > 1 else 0):
         resting = torch.cat([Y[:i], X[i + 1 :]])
-        nearest = (_normalised(P[i, :-1]) @ resting.mT).amax(1)
-        opens[i] = torch.maximum(opens[i], nearest + _margin(P.shape[2]))
+        nearest = (normalised(P[i, :-1]) @ resting.mT).amax(1)
+        opens[i] = torch.maximum(opens[i], nearest + rounding_margin(P.shape[2]))
     return opens
-
-
-def _margin(d: int) -> float:
-    """More than the rounding of an inner product of unit vectors."""
-    return (2 * d + 16) * EPS
 
 
 def _woken(h: Tensor, incoming: Tensor, offsets: Tensor) -> Tensor:
     """Rows of h (n, d) that one of the units may move; those it leaves out are moved by none."""
     before = h @ incoming.mT + offsets
     size = h.norm(dim=1, keepdim=True) * incoming.norm(dim=1) + offsets.abs()
-    return (before > -_margin(h.shape[1]) * size).any(1).nonzero().flatten()
-
-
-def _nearest(A: Tensor, B: Tensor, same: bool) -> tuple[float, int, int]:
-    """Least distance between rows of A and B and where; with `same`, row i is not compared with row i."""
-    best = (2.0 if len(A) == 1 and same else math.inf, 0, 0)
-    for start in range(0, len(A), 1024):
-        distances = torch.cdist(A[start : start + 1024], B, compute_mode="donot_use_mm_for_euclid_dist")
-        if same:
-            distances.diagonal(start).fill_(math.inf)
-        value, where = distances.flatten().min(0)
-        row, column = divmod(int(where), len(B))
-        if float(value) < best[0]:
-            best = (float(value), start + row, column)
-    return best
-
-
-def _check_room(A: Tensor, B: Tensor, least: float, first: str, second: str, same: bool) -> None:
-    if not len(A):
-        return
-    distance, i, j = _nearest(A, B, same) if len(B) > 1 or not same else (math.inf, 0, 0)
-    if distance < least * (1 - 16 * EPS):
-        where = f"{second}[{j}]" if same else second
-        raise SeparationError(
-            f"{first}[{i}] is at distance {distance:.4g} from {where}: at least {least:.4g} is needed for the clearance"
-        )
-
-
-def _check_unit(name: str, rows: Tensor) -> float:
-    """The largest difference of a row norm from 1, which must be rounding."""
-    off = (rows.detach().to(torch.float64).norm(dim=1) - 1).abs()
-    allowed = 1e-6 if rows.dtype == torch.float32 else 1e-12
-    if len(off) and not float(off.max()) <= allowed:
-        worst = int(off.argmax())
-        raise ShapeError(
-            f"{name}[{worst}] has norm {float(rows[worst].norm()):.6g}: unit norm, to {allowed:g}, is needed; "
-            f"{name} / {name}.norm(dim=1, keepdim=True) has it"
-        )
-    return float(off.max()) if len(off) else 0.0
-
-
-def _normalised(rows: Tensor) -> Tensor:
-    rows = rows.detach().to("cpu", torch.float64)
-    return rows / rows.norm(dim=-1, keepdim=True)
+    return (before > -rounding_margin(h.shape[1]) * size).any(1).nonzero().flatten()
 
 
 def _check_inputs(X: Any, d: int) -> Tensor:

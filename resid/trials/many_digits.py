@@ -6,6 +6,7 @@ Written a second time, from the formulas of the proof and without `resid.theory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import mpmath
 from mpmath import mpf
@@ -33,7 +34,7 @@ def open_loop_error(X: Tensor, Y: Tensor, steps: int, digits: int) -> float:
         now = [list(x) for x in samples]
         for i in range(m):
             path = arc_round(samples[i], labels[i], labels[:i] + samples[i + 1 :], rho / 2, steps)
-            for a, b in zip(path, path[1:], strict=False):
+            for a, b in pairwise(path):
                 move = _sum(b, a, -1)
                 for h in now:
                     fires = _dot(a, h) - threshold

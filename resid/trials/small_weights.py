@@ -65,7 +65,9 @@ def awkward_samples(kind: int, d: int, generator: Generator) -> tuple[Tensor, Te
     """Four to six samples that try a path: 0 opposite ends, 1 all on one great circle, 2 a way barred in its middle,
     3 two samples next to each other, 4 labels that are the samples in another order."""
     turn = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0]
-    angles = torch.rand((), generator=generator, dtype=torch.float64) + torch.arange(12) * (math.pi / 6)
+    angles = torch.rand((), generator=generator, dtype=torch.float64) + torch.arange(12, dtype=torch.float64) * (
+        math.pi / 6
+    )
     circle = torch.stack([angles.cos(), angles.sin()], 1) @ turn[:2]
     if kind == 0:
         X = on_sphere(torch.randn(4, d, generator=generator, dtype=torch.float64))
@@ -135,9 +137,6 @@ def lemma_two(n: int, generator: Generator) -> PathTrial:
     for case in range(n):
         d = 3 + case % 5
         X, Y = random_samples(2 + case % 11, d, generator) if case % 2 else awkward_samples(case // 2 % 5, d, generator)
-        rho = minimum_distance(torch.cat([X, Y]))
-        if rho < 1e-2 and case % 2:  # own label next to a sample: the construction does not mind, Definition 3 does
-            rho = 1e-2
         for i, path in enumerate(sphere_paths(X, Y)):
             points = path.points(300)
             steps = (points[1:] - points[:-1]).norm(dim=1)
@@ -157,11 +156,10 @@ def memorised(n: int, generator: Generator) -> Cases:
     """Theorem 1: one-hot labels for at most d samples, or labels anywhere on the sphere; R = m..64m, d = 3..10."""
     ratios = []
     for case in range(n):
-        d = 3 + case % 8
-        one_hot = case % 2 == 0
+        d, one_hot = 3 + case // 2 % 8, case % 2 == 0
         m = 1 + case % d if one_hot else 2 + case % 13
         X, Y = random_samples(m, d, generator, one_hot)
-        units = m * (1, 4, 16, 64)[case // 2 % 4]
+        units = m * (1, 4, 16, 64)[case // 3 % 4]
         units += case % m if units < 64 * m else 0  # some of these are left over
         network = construct_small_weight_network(X, Y, units)
         reached = float((network(X) - Y).norm(dim=1).max()) <= _REACHED
