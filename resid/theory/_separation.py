@@ -25,14 +25,15 @@ def minimum_distance(points: Any) -> float:
     rows = as_real("points", points)
     if rows.ndim != 2 or len(rows) < 2:
         raise ShapeError(f"points has shape {tuple(rows.shape)}: (n, d) with n >= 2 is needed")
-    return nearest_pair(rows, rows, same=True)[0]
+    return nearest_pair(rows, rows, earlier=True)[0]
 
 
 def separation(X: Any, Y: Any) -> float:
-    """rho: the least distance between two samples, two labels, or a sample and the label of another.
+    """rho: the least distance between two samples, two labels, or a sample and the label of an earlier row.
 
-    At least `minimum_distance` of samples and labels together, which also counts each sample with its own label; the
-    construction does not need these to differ. For a single sample 2, the largest distance on the sphere.
+    At least `minimum_distance` of samples and labels together, which also counts each sample with its own label and
+    with later ones; those never rest at the same time, since samples move in the order of the rows. For a single sample
+    2, the largest distance on the sphere.
 
     Args:
         X, Y: unit vectors as rows, (m, d), d >= 3.
@@ -50,15 +51,10 @@ def separation(X: Any, Y: Any) -> float:
         raise ShapeError(f"d = {X.shape[1]} < 3: on a circle a vector cannot go round another")
     noise = max(check_unit("X", X), check_unit("Y", Y))
     X, Y = normalised(X), normalised(Y)
-    found = (
-        (*nearest_pair(X, X, True), "X", "X"),
-        (*nearest_pair(Y, Y, True), "Y", "Y"),
-        (*nearest_pair(X, Y, True), "X", "Y"),
-    )
+    found = [(*nearest_pair(A, B, True), a, b) for A, a, B, b in ((X, "X", X, "X"), (Y, "Y", Y, "Y"), (X, "X", Y, "Y"))]
     rho, i, j, first, second = min(found)
-    least = math.sqrt(
-        8 * _ROOM * max(noise, rounding_margin(X.shape[1]))
-    )  # rho^2/8 is the gap that the threshold leaves
+    # rho^2/8 is the gap that the threshold leaves
+    least = math.sqrt(8 * _ROOM * max(noise, rounding_margin(X.shape[1])))
     if rho < least:
         raise SeparationError(
             f"{first}[{i}] and {second}[{j}] are at distance {rho:.3g}: a distance of at least {least:.2g} is needed "
@@ -67,13 +63,16 @@ def separation(X: Any, Y: Any) -> float:
     return rho
 
 
-def nearest_pair(A: Tensor, B: Tensor, same: bool) -> tuple[float, int, int]:
-    """Least distance between rows of A and B and where; with `same`, row i is not compared with row i."""
-    best = (2.0 if len(A) == 1 and same else math.inf, 0, 0)
+def nearest_pair(A: Tensor, B: Tensor, earlier: bool) -> tuple[float, int, int]:
+    """Least distance between rows of A and B and where; with `earlier`, row i is compared with the rows before it only.
+
+    Where there are no such rows 2, the largest distance on the sphere.
+    """
+    best = (2.0 if len(A) == 1 and earlier else math.inf, 0, 0)
     for start in range(0, len(A), 1024):
         distances = torch.cdist(A[start : start + 1024], B, compute_mode="donot_use_mm_for_euclid_dist")
-        if same:
-            distances.diagonal(start).fill_(math.inf)
+        if earlier:
+            distances[torch.ones_like(distances, dtype=torch.bool).triu(start)] = math.inf
         value, where = distances.flatten().min(0)
         row, column = divmod(int(where), len(B))
         if float(value) < best[0]:
@@ -82,9 +81,10 @@ def nearest_pair(A: Tensor, B: Tensor, same: bool) -> tuple[float, int, int]:
 
 
 def check_room(A: Tensor, B: Tensor, least: float, first: str, second: str, same: bool) -> None:
+    """Every row of A is at least so far from B, or from the other rows where `same` says that B is A."""
     if not len(A):
         return
-    distance, i, j = nearest_pair(A, B, same) if len(B) > 1 or not same else (math.inf, 0, 0)
+    distance, i, j = nearest_pair(A, B, same)
     if distance < least * (1 - 16 * EPS):
         where = f"{second}[{j}]" if same else second
         raise SeparationError(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid.errors import DepthError, SeparationError, ShapeError
+from resid.errors import DepthError, OptionError, SeparationError, ShapeError
 from resid.theory._check import EPS, as_depth, as_real, as_samples, check_option, check_positive
 from resid.theory._separation import (
     check_room,
@@ -49,9 +49,9 @@ class SmallWeightNetwork:
 
     Only the first hidden neuron of a unit is used: W1 has the first row `incoming`, b the first entry `offsets`, W2
     the first column `outgoing`; everything else in them is 0. Calling it on inputs (n, d) gives outputs (n, d) in their
-    dtype, computed in float64 with sums over d in one fixed order, so that every device and every batch gives the same
-    bits. That matters: see `log_gains`. Units act one after the other; rows that a stretch of units leaves alone are
-    found by one matrix product and skip it.
+    dtype, computed in float64 with sums over d in one fixed order, so that a sample gets the same bits in every batch
+    and in the construction. That matters: see `log_gains`. Units act one after the other; rows that a stretch of units
+    leaves alone are found by one matrix product and skip it.
 
     incoming, outgoing: (units, d). offsets: (units,). samples: how many were memorised. paths: one `SpherePath` each.
     rho: the separation that it was built for.
@@ -140,7 +140,7 @@ class SmallWeightNetwork:
 
 
 def ordered_dot(a: Tensor, b: Tensor) -> Tensor:
-    """sum_i a_i b_i over the last axis, summed by halves: the same bits for every batch and device."""
+    """sum_i a_i b_i over the last axis, summed by halves: the same bits in every batch."""
     terms = a * b
     while terms.shape[-1] > 1:
         half = terms.shape[-1] // 2
@@ -166,7 +166,7 @@ def construct_small_weight_network(
 
     Args:
         X, Y: samples and labels, (m, d), d >= 3, rows of norm 1 (to 1e-12; 1e-6 in float32). Labels need not be
-            one-hot; labels, samples, and samples and labels of different rows must all be distinct.
+            one-hot, but must differ from each other; so must samples, and a sample from the labels of earlier rows.
         units: R, at least m.
         closed_loop, threshold: see above.
 
@@ -204,7 +204,7 @@ def construct_small_weight_network(
     for k in range(steps):  # vectors at rest do not change at all, so that all columns are followed at once
         at = h if closed_loop else P[:, k]
         step = P[:, k + 1] - at
-        w, b, u = _unit_for(at, step, opens[:, k])
+        w, b, u = _unit_for(at, step, opens[:, k], at.norm(dim=1) - opens[:, k])
         if closed_loop:  # what the unit will compute, rounding included
             fires = ordered_dot(at, w) + b
             u = torch.where(fires[:, None] > 0, step / fires[:, None], 0.0)
@@ -259,7 +259,8 @@ def isolating_unit(points: Any, index: int, target: Any, clearance: float | None
             f"points[{j + (j >= index)}] is at distance {nearest:.4g} from points[{index}]: "
             + (f"clearance = {rho:.4g} is more" if nearest else "a unit moves both or none")
         )
-    w, b, u = _unit_for(moved[None], (goal - moved)[None], rows.new_tensor([1 - rho**2 / 2]))
+    gap = rows.new_tensor([rho**2 / 2])
+    w, b, u = _unit_for(moved[None], (goal - moved)[None], 1 - gap, gap)
     d = rows.shape[1]
     W1, W2, bias = rows.new_zeros(d, d), rows.new_zeros(d, d), rows.new_zeros(d)
     W1[0], W2[:, 0], bias[0] = w[0], u[0], b[0]
@@ -296,6 +297,8 @@ def sphere_path(start: Any, goal: Any, obstacles: Any, clearance: float) -> Sphe
     if rows.ndim != 2 or rows.shape[1] != len(p):
         raise ShapeError(f"obstacles has shape {tuple(rows.shape)}: (n, {len(p)}) is needed")
     radius = check_positive("clearance", clearance)
+    if radius > 1:
+        raise OptionError(f"clearance = {radius:.4g} > 1: no two points of the sphere are 2 clearance apart")
     for name, vectors in (("start", p[None]), ("goal", q[None]), ("obstacles", rows)):
         check_unit(name, vectors)
     p, q, rows = (normalised(vectors) for vectors in (p, q, rows))
@@ -400,12 +403,14 @@ def _relu(values: Tensor) -> Tensor:
     return values.clamp_min(0)
 
 
-def _unit_for(at: Tensor, step: Tensor, opens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lemma 1 for many columns at once: vectors at (m, d) move by step (m, d), thresholds (m,); w, b, u."""
+def _unit_for(at: Tensor, step: Tensor, opens: Tensor, gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lemma 1 for many columns: vectors at (m, d) move by step (m, d); w, b, u of units whose ReLU opens at `opens`.
+
+    gap (m,): ||at|| - opens, how far the vectors themselves are beyond that.
+    """
     length, size = at.norm(dim=1, keepdim=True), step.norm(dim=1, keepdim=True)
-    gap = length - opens[:, None]  # a.h = ||h||, where the ReLU opens at `opens`
-    c = (size / gap).sqrt()
-    return c * at / length, -c[:, 0] * opens, torch.where(size > 0, step / (c * gap), 0.0)
+    c = (size / gap[:, None]).sqrt()
+    return c * at / length, -c[:, 0] * opens, torch.where(size > 0, step / (c * gap[:, None]), 0.0)
 
 
 def _thresholds(P: Tensor, X: Tensor, Y: Tensor, clearance: float | None) -> Tensor:

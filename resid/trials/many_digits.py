@@ -28,7 +28,7 @@ def open_loop_error(X: Tensor, Y: Tensor, steps: int, digits: int) -> float:
         )
         m = len(samples)
         pairs = [(a, b) for rows in (samples, labels) for i, a in enumerate(rows) for b in rows[:i]]
-        pairs += [(a, b) for i, a in enumerate(samples) for j, b in enumerate(labels) if i != j]
+        pairs += [(a, b) for i, a in enumerate(samples) for b in labels[:i]]
         rho = min(_norm(_sum(a, b, -1)) for a, b in pairs)
         threshold = 1 - rho**2 / 8
         now = [list(x) for x in samples]

@@ -1,5 +1,6 @@
 """Li et al. 2016, Theorem 1: paths round obstacles, units that move one vector, and the network made of both."""
 
+import itertools
 import math
 
 import mpmath
@@ -248,6 +249,18 @@ def test_the_growth_of_errors_is_the_predicted_one(m, d, seed):
     assert float((gap / network.log_gains).median()) < 0.15
 
 
+@pytest.mark.parametrize("clearance", [0.4, 0.1, 0.05])
+def test_the_growth_on_a_way_round_is_the_predicted_one(clearance):
+    """A product of many small units; the factor in front of the exponential is about 1/clearance."""
+    E = torch.eye(3, dtype=F64)
+    path = sphere_path(E[0], E[1], on_sphere(E[:1] + E[1:2]), clearance)
+    points, J = path.points(4000), E
+    for a, b in itertools.pairwise(points):
+        J = J + torch.outer(b - a, a @ J) / (clearance**2 / 2)
+    in_front = float(torch.linalg.matrix_norm(J, ord=2).log()) - path.log_gain
+    assert in_front == pytest.approx(-math.log(clearance), abs=0.25)
+
+
 def test_gradients_pass():
     X, Y = samples(4, 3, 1)
     network = construct_small_weight_network(X, Y, 40)
@@ -260,8 +273,10 @@ def test_labels_of_the_samples_own_place_and_exchanges():
     still = construct_small_weight_network(E, E, 9)
     assert still.max_norm == 0
     assert torch.equal(still(E), E)
-    with pytest.raises(SeparationError, match=r"X\[0\] and Y\[1\] are at distance 0"):
+    with pytest.raises(SeparationError, match=r"X\[1\] and Y\[0\] are at distance 0"):
         construct_small_weight_network(E, E[[1, 0, 2]], 9)
+    X, Y = E[:2], E[[2, 0]]  # the place of the second label is free by then
+    assert float((construct_small_weight_network(X, Y, 8)(X) - Y).abs().max()) < 1e-14
 
 
 def test_float32_and_integers():
@@ -282,7 +297,7 @@ def test_near_duplicates_are_told_apart_or_refused():
         assert float((network(X) - Y).abs().max()) < 1e-12
         assert network.max_norm <= max_norm_bound(network.rho, 3, 12)
     X[1] = on_sphere(X[0] + 1e-7 * on_sphere(torch.linalg.cross(X[0], X[2])))
-    with pytest.raises(SeparationError, match=r"X\[0\] and X\[1\] are at distance 1e-07"):
+    with pytest.raises(SeparationError, match=r"X\[1\] and X\[0\] are at distance 1e-07"):
         construct_small_weight_network(X, Y, 12)
     X[1] = on_sphere(X[0] + 1e-3 * on_sphere(torch.linalg.cross(X[0], X[2])))
     with pytest.raises(SeparationError, match=r"in this precision"):
@@ -360,17 +375,18 @@ def test_bad_input_is_named():
         (lambda: build(X, torch.cat([Y[:2], 2 * Y[2:]]), 9), ShapeError, r"Y\[[23]\] has norm 2"),
         (lambda: build(X, Y * math.nan, 9), NotFiniteError, "Y holds 12 entries"),
         (lambda: build(X, Y, 9, threshold="none"), OptionError, "threshold = 'none'"),
-        (lambda: build(X, Y[[0, 1, 2, 1]], 9), SeparationError, r"Y\[1\] and Y\[3\] are at distance 0"),
-        (lambda: build(X[[0, 1, 0, 2]], Y, 9), SeparationError, r"X\[0\] and X\[2\] are at distance 0"),
+        (lambda: build(X, Y[[0, 1, 2, 1]], 9), SeparationError, r"Y\[3\] and Y\[1\] are at distance 0"),
+        (lambda: build(X[[0, 1, 0, 2]], Y, 9), SeparationError, r"X\[2\] and X\[0\] are at distance 0"),
         (lambda: build(X, Y, 9)(X[:, :2]), ShapeError, r"inputs has shape \(4, 2\): \(n, 3\)"),
         (lambda: sphere_paths(X, Y, 2.0), SeparationError, "rho = 2 is more"),
         (lambda: sphere_path(E[0], E[1], E[:1], 0.1), SeparationError, r"obstacles\[0\] is at distance 0 from start"),
         (lambda: sphere_path(E[0], E[1], E[1:], 0.1), SeparationError, r"obstacles\[0\] is at distance 0 from goal"),
-        (lambda: sphere_path(E[0], E[1], -E[[2, 2]], 0.1), SeparationError, r"from obstacles\[1\]"),
+        (lambda: sphere_path(E[0], E[1], -E[[2, 2]], 0.1), SeparationError, r"from obstacles\[0\]"),
         (lambda: sphere_path(E[0], E[1], E[:, :2], 0.1), ShapeError, r"\(n, 3\) is needed"),
         (lambda: sphere_path(E[0, :2], E[1, :2], E, 0.1), ShapeError, "d >= 3"),
         (lambda: sphere_path(E[0], 2 * E[1], E[2:], 0.1), ShapeError, r"goal\[0\] has norm 2"),
         (lambda: sphere_path(E[0], E[1], E[2:], 0), OptionError, "clearance = 0"),
+        (lambda: sphere_path(E[0], E[1], E[2:], 1.1), OptionError, "clearance = 1.1 > 1"),
         (lambda: isolating_unit(E, 3, E[0]), ShapeError, "index = 3"),
         (lambda: isolating_unit(E, 0, E), ShapeError, "target has shape"),
         (lambda: isolating_unit(2 * E, 0, E[1]), ShapeError, r"points\[0\] has norm 2"),

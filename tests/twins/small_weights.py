@@ -23,5 +23,5 @@ def paired_sum(values):
 def least_distance_twin(X, Y):
     """The least distance that two vectors at rest or about to move can have."""
     pairs = [(A[i], A[j]) for A in (X, Y) for i in range(len(A)) for j in range(i)]
-    pairs += [(X[i], Y[j]) for i in range(len(X)) for j in range(len(Y)) if i != j]
+    pairs += [(X[i], Y[j]) for i in range(len(X)) for j in range(i)]  # y[j] is taken before x[i] has left
     return min(float((a - b).norm()) for a, b in pairs)
