@@ -207,7 +207,7 @@ MUTATIONS = (
         "curvature left out of the growth",
         "resid/theory/_sphere.py",
         "rates = (1 / gap - self.radii**-2)",
-        "rates = (1 / gap - 1)",
+        "rates = (1 / gap - self.radii**2)",
         *SMALL_WEIGHTS,
     ),
     Mutation(
