@@ -81,7 +81,7 @@ class SmallWeightNetwork:
 
     @property
     def weights(self) -> Tensor:
-        """The matrices, (units, 2, d, d): made when asked for, 2 units d^2 numbers."""
+        """The matrices, (units, 2, d, d), made when asked for."""
         d = self.width
         dense = self.incoming.new_zeros(self.units, 2, d, d)
         dense[:, 0, 0, :], dense[:, 1, :, 0] = self.incoming, self.outgoing
@@ -101,18 +101,18 @@ class SmallWeightNetwork:
 
     @property
     def max_norm(self) -> float:
-        """The largest norm of a weight matrix; at most `max_norm_bound` with the threshold of the paper."""
+        """The largest norm of a weight matrix, at most `max_norm_bound`."""
         return float(self.norms.max())
 
     @property
     def total_norm(self) -> float:
-        """The norm of all weight matrices together, biases not counted: the distance from zero."""
+        """The norm of all weight matrices together, their distance from zero; biases are not counted."""
         return float(self.norms.norm())
 
     @property
     def log_gains(self) -> Tensor:
-        """How fast an error in each sample grows on its way (m,): see `SpherePath.log_gain`."""
-        return torch.tensor([path.log_gain for path in self.paths])
+        """How fast an error in each sample grows on its way, (m,), as `SpherePath.log_gain` says."""
+        return torch.tensor([path.log_gain for path in self.paths], dtype=torch.float64)
 
     def __call__(self, inputs: Any) -> Tensor:
         """Outputs (n, d) for inputs (n, d), in their dtype and on their device; differentiable."""
@@ -162,7 +162,7 @@ def construct_small_weight_network(
     arithmetic, and useless in float64 as soon as exp(`log_gains`) exceeds 1/eps.
 
     threshold="paper": ReLU opens at a.h = 1 - rho'^2/2, rho' = rho/2; then `max_norm` is at most `max_norm_bound`.
-    threshold="sharp" (ours): it opens at the largest a.h of a resting vector; smaller weights, no smaller for few.
+    threshold="sharp" (ours): it opens at the largest a.h of a resting vector: no weight is larger than with "paper".
 
     Args:
         X, Y: samples and labels, (m, d), d >= 3, rows of norm 1 (to 1e-12; 1e-6 in float32). Labels need not be
