@@ -39,7 +39,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """A comparison: name, what it shows, the two sides, the limits it must keep, threads used."""
+    """A comparison: name, what it shows, the two sides, the limits it must keep, threads used.
+
+    official: the data set of `resid.lab.official` that it needs, if any.
+    """
 
     name: str
     what: str
@@ -50,6 +53,7 @@ class Row:
     most_seconds: float | None = None
     most_gib: float | None = None
     unit: str = "call"
+    official: str = ""
 
 
 def _measure(rows: str, name: str, which: str, pipe: Any) -> None:

@@ -25,11 +25,15 @@ _DASHES = ("", "7 4", "2 3", "9 3 2 3", "5 2", "1 2")
 
 @dataclass(frozen=True)
 class Series:
-    """One curve for every slider position: `values` (positions, points), drawn as a line ("theory") or as points."""
+    """One curve for every slider position: `values` (positions, points), drawn as a line ("theory") or as points.
+
+    x: (positions, points), for points that also move sideways; default the x of the figure.
+    """
 
     label: str
     values: Sequence[Sequence[float]] | np.ndarray
     kind: str = "theory"
+    x: Sequence[Sequence[float]] | np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ def slider(
     """Curves over x that a slider moves through its positions.
 
     Args:
-        x: (points,). series: the curves. positions: value of the slider's quantity at each position.
+        x: (points,), ignored by series that have their own. series: the curves.
+        positions: value of the slider's quantity at each position.
         readings: one sentence a position, read out when the slider moves, listed for readers without JavaScript.
         name: the slider's quantity. xlabel, ylabel: axis labels with units.
         alt: what the figure shows, for readers who do not see it. caption: text below, plain.
@@ -73,12 +78,14 @@ def slider(
     if not series:
         raise OptionError("series is empty: at least one curve is needed")
     x_values = np.asarray(x, float)
-    stacks = [np.asarray(s.values, float) for s in series]
-    for s, stack in zip(series, stacks, strict=True):
-        if stack.shape != (len(positions), len(x_values)):
+    stacks = [_floats(s.values) for s in series]
+    own = [np.broadcast_to(x_values, (len(positions), len(x_values))) if s.x is None else _floats(s.x) for s in series]
+    for s, stack, sideways in zip(series, stacks, own, strict=True):
+        points = len(x_values) if s.x is None else sideways.shape[-1]
+        if stack.shape != (len(positions), points) or sideways.shape != stack.shape:
             raise ShapeError(
-                f"series {s.label!r} has shape {stack.shape}: "
-                f"({len(positions)} positions, {len(x_values)} points) is needed"
+                f"series {s.label!r} has shape {stack.shape}, its x {sideways.shape}: "
+                f"({len(positions)} positions, {points} points) is needed"
             )
         if s.kind not in ("theory", "measured"):
             raise OptionError(f"series {s.label!r} has kind {s.kind!r}: 'theory' or 'measured' is needed")
@@ -88,11 +95,11 @@ def slider(
         raise OptionError(f"start = {start}: an index from 0 to {len(positions) - 1} is needed")
     if not alt.strip():
         raise OptionError("alt is empty: say what the figure shows to a reader who does not see it")
-    x_axis = _Axis(x_values, log_x, _LEFT, _WIDTH - _RIGHT, "x")
+    x_axis = _Axis(np.concatenate([s.ravel() for s in own]), log_x, _LEFT, _WIDTH - _RIGHT, "x")
     y_axis = _Axis(np.concatenate([s.ravel() for s in stacks]), log_y, _HEIGHT - _BOTTOM, _TOP, "y")
-    across = x_axis.place(x_values)
     paths = [
-        [_path(across, y_axis.place(row), s.kind) for row in stack] for s, stack in zip(series, stacks, strict=True)
+        [_path(x_axis.place(a), y_axis.place(b), s.kind) for a, b in zip(sideways, stack, strict=True)]
+        for s, stack, sideways in zip(series, stacks, own, strict=True)
     ]
     uid = "slider-" + hashlib.sha256(json.dumps([name, xlabel, paths]).encode()).hexdigest()[:10]
     data = json.dumps({"paths": paths, "readings": list(readings), "positions": [f"{p:g}" for p in positions]})
@@ -124,6 +131,10 @@ def slider(
         "r.querySelector('.resid-reading').textContent=d.readings[k];"
         "i.setAttribute('aria-valuetext',d.positions[k]);});})();</script>"
     )
+
+
+def _floats(values: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    return np.asarray(values, float)
 
 
 class _Axis:

@@ -29,5 +29,9 @@ class OptionError(ResidError):
     """A named option is none of those that exist."""
 
 
-class SeparationError(ResidError):
-    """Points coincide, or are too close to be told apart."""
+class SampleConflictError(ResidError):
+    """Two samples are the same point and have different labels: no function maps both to their label."""
+
+
+class MarginError(ResidError):
+    """Points cannot be told apart by the half-spaces that a construction asks for, or not in floating point."""

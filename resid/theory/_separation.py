@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid.errors import SeparationError, ShapeError
+from resid.errors import MarginError, ShapeError
 from resid.theory._check import EPS, as_real, as_samples
 
 #: The gap between a moved and a resting vector must be this many times what rounding can do to it.
@@ -39,7 +39,7 @@ def separation(X: Any, Y: Any) -> float:
         X, Y: unit vectors as rows, (m, d), d >= 3.
 
     Raises:
-        SeparationError: two of them coincide, or are so close that in this precision no half-space separates them.
+        MarginError: two of them coincide, or are so close that in this precision no half-space separates them.
         ShapeError: d < 3, or rows not of unit norm.
 
     Example:
@@ -56,7 +56,7 @@ def separation(X: Any, Y: Any) -> float:
     # rho^2/8 is the gap that the threshold leaves
     least = math.sqrt(8 * _ROOM * max(noise, rounding_margin(X.shape[1])))
     if rho < least:
-        raise SeparationError(
+        raise MarginError(
             f"{first}[{i}] and {second}[{j}] are at distance {rho:.3g}: a distance of at least {least:.2g} is needed "
             "for a half-space to separate them in this precision; repeated labels need noise, scaled back to norm 1"
         )
@@ -87,7 +87,7 @@ def check_room(A: Tensor, B: Tensor, least: float, first: str, second: str, same
     distance, i, j = nearest_pair(A, B, same)
     if distance < least * (1 - 16 * EPS):
         where = f"{second}[{j}]" if same else second
-        raise SeparationError(
+        raise MarginError(
             f"{first}[{i}] is at distance {distance:.4g} from {where}: at least {least:.4g} is needed for the clearance"
         )
 

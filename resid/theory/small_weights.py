@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid.errors import DepthError, OptionError, SeparationError, ShapeError
+from resid.errors import DepthError, MarginError, OptionError, ShapeError
 from resid.theory._check import EPS, as_depth, as_real, as_samples, check_option, check_positive
 from resid.theory._separation import (
     check_room,
@@ -174,7 +174,7 @@ def construct_small_weight_network(
         A `SmallWeightNetwork` in float64 on the CPU, whatever the dtype of X: float32 weights would be too coarse.
 
     Raises:
-        ShapeError: d < 3, rows not of unit norm, shapes that differ. SeparationError: rows that coincide, or are so
+        ShapeError: d < 3, rows not of unit norm, shapes that differ. MarginError: rows that coincide, or are so
             close that in this precision no half-space separates them. DepthError: units < m. NotFiniteError,
             OptionError: other bad input.
 
@@ -230,7 +230,7 @@ def isolating_unit(points: Any, index: int, target: Any, clearance: float | None
         W1 (d, d), b (d,), W2 (d, d), in the dtype of `points`.
 
     Raises:
-        SeparationError: a row nearer than `clearance` to the moved one, or equal to it.
+        MarginError: a row nearer than `clearance` to the moved one, or equal to it.
         ShapeError, NotFiniteError, OptionError: other bad input.
 
     Example:
@@ -255,7 +255,7 @@ def isolating_unit(points: Any, index: int, target: Any, clearance: float | None
     # a clearance that is the distance of the nearest row, computed in another way, may exceed it by rounding
     if rho > nearest * (1 + 16 * torch.finfo(rows.dtype).eps) or not nearest > 0:
         j = int(distances.argmin())
-        raise SeparationError(
+        raise MarginError(
             f"points[{j + (j >= index)}] is at distance {nearest:.4g} from points[{index}]: "
             + (f"clearance = {rho:.4g} is more" if nearest else "a unit moves both or none")
         )
@@ -281,7 +281,7 @@ def sphere_path(start: Any, goal: Any, obstacles: Any, clearance: float) -> Sphe
         clearance: 0 < clearance <= 1.
 
     Raises:
-        SeparationError: obstacles too close to each other or to an end. ShapeError, NotFiniteError, OptionError.
+        MarginError: obstacles too close to each other or to an end. ShapeError, NotFiniteError, OptionError.
 
     Example:
         >>> E = torch.eye(3, dtype=torch.float64)
@@ -317,13 +317,13 @@ def sphere_paths(X: Any, Y: Any, rho: float | None = None) -> list[SpherePath]:
         X, Y: unit vectors as rows, (m, d), d >= 3. rho: at most, and by default, `separation(X, Y)`.
 
     Raises:
-        SeparationError: `rho` is more than the separation. Else as `separation`.
+        MarginError: `rho` is more than the separation. Else as `separation`.
     """
     X, Y = as_samples(X, Y)
     least = separation(X, Y)
     rho = least if rho is None else check_positive("rho", rho)
     if rho > least * (1 + 16 * EPS):
-        raise SeparationError(f"rho = {rho:.4g} is more than the least distance {least:.4g}")
+        raise MarginError(f"rho = {rho:.4g} is more than the least distance {least:.4g}")
     X, Y = normalised(X), normalised(Y)
     return [path_round(X[i], Y[i], torch.cat([Y[:i], X[i + 1 :]]), rho / 2) for i in range(len(X))]
 

@@ -25,6 +25,7 @@ LANDSCAPE = ("tests/theory/test_landscape.py", "linear/landscape")
 SHORTCUT = ("tests/theory/test_shortcut.py", "linear/shortcut_depth")
 SMALL_WEIGHTS = ("tests/theory/test_small_weights.py", "samples/small_weights")
 DYNAMICS = ("tests/lab/test_descent.py", "linear/dynamics")
+MEMORIZE = ("tests/theory/test_memorize.py", "samples/memorize")
 LEDGER = ("tests/ledger/test_ledger.py", "")
 
 MUTATIONS = (
@@ -160,6 +161,41 @@ MUTATIONS = (
         "            W = W - rates",
         "            W = W + rates",
         *DYNAMICS,
+    ),
+    Mutation(
+        "biases of the blocks dropped",
+        "resid/theory/_memorize.py",
+        "    U[:n], s[:n], move[:n] = z, bias, targets - z",
+        "    U[:n], s[:n], move[:n] = z, 0 * bias, targets - z",
+        *MEMORIZE,
+    ),
+    Mutation(
+        "two columns of V swapped",
+        "resid/theory/_memorize.py",
+        "    return U, s, V\n\n\ndef surrogates",
+        "    return U, s, torch.cat([V[..., 1:2], V[..., :1], V[..., 2:]], -1)\n\n\ndef surrogates",
+        *MEMORIZE,
+    ),
+    Mutation(
+        "thresholds below the largest rival",
+        "resid/theory/memorize.py",
+        "        found = first, origin, z, order, q, -(squares + rivals) / 2, float(gap.min())",
+        "        found = first, origin, z, order, q, -0.95 * rivals, float(gap.min())",
+        *MEMORIZE,
+    ),
+    Mutation(
+        "surrogate labels not looked at",
+        "resid/theory/memorize.py",
+        "        rivals = competitors(z, q, later=True)",
+        "        rivals = competitors(z, q[:0], later=True)",
+        *MEMORIZE,
+    ),
+    Mutation(
+        "slack of the paper's threshold",
+        "resid/theory/memorize.py",
+        '    threshold = 1 - 2 * check_positive("slack", slack)\n    U =',
+        '    threshold = 1 - 3 * check_positive("slack", slack)\n    U =',
+        *MEMORIZE,
     ),
     Mutation(
         "ideal path reused in the closed loop",

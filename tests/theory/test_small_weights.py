@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resid.errors import DepthError, NotFiniteError, OptionError, SeparationError, ShapeError
+from resid.errors import DepthError, MarginError, NotFiniteError, OptionError, ShapeError
 from resid.theory.small_weights import (
     apply_units,
     construct_small_weight_network,
@@ -164,9 +164,9 @@ def test_a_unit_moves_one_vector_only(d, clearance):
 
 def test_a_unit_needs_room():
     E = torch.eye(3, dtype=F64)
-    with pytest.raises(SeparationError, match=r"points\[0\] is at distance 1.414 from points\[2\]: clearance = 1.5"):
+    with pytest.raises(MarginError, match=r"points\[0\] is at distance 1.414 from points\[2\]: clearance = 1.5"):
         isolating_unit(E, 2, E[0], 1.5)
-    with pytest.raises(SeparationError, match=r"points\[2\] is at distance 0 from points\[0\]"):
+    with pytest.raises(MarginError, match=r"points\[2\] is at distance 0 from points\[0\]"):
         isolating_unit(E[[0, 1, 0]], 0, E[2])
     one = isolating_unit(E[:1], 0, E[2])  # alone
     assert float(apply_units(torch.stack([one[0], one[2]])[None], one[1][None], E[:1])[0, 2]) == pytest.approx(1)
@@ -273,7 +273,7 @@ def test_labels_of_the_samples_own_place_and_exchanges():
     still = construct_small_weight_network(E, E, 9)
     assert still.max_norm == 0
     assert torch.equal(still(E), E)
-    with pytest.raises(SeparationError, match=r"X\[1\] and Y\[0\] are at distance 0"):
+    with pytest.raises(MarginError, match=r"X\[1\] and Y\[0\] are at distance 0"):
         construct_small_weight_network(E, E[[1, 0, 2]], 9)
     X, Y = E[:2], E[[2, 0]]  # the place of the second label is free by then
     assert float((construct_small_weight_network(X, Y, 8)(X) - Y).abs().max()) < 1e-14
@@ -297,10 +297,10 @@ def test_near_duplicates_are_told_apart_or_refused():
         assert float((network(X) - Y).abs().max()) < 1e-12
         assert network.max_norm <= max_norm_bound(network.rho, 3, 12)
     X[1] = on_sphere(X[0] + 1e-7 * on_sphere(torch.linalg.cross(X[0], X[2])))
-    with pytest.raises(SeparationError, match=r"X\[1\] and X\[0\] are at distance 1e-07"):
+    with pytest.raises(MarginError, match=r"X\[1\] and X\[0\] are at distance 1e-07"):
         construct_small_weight_network(X, Y, 12)
     X[1] = on_sphere(X[0] + 1e-3 * on_sphere(torch.linalg.cross(X[0], X[2])))
-    with pytest.raises(SeparationError, match=r"in this precision"):
+    with pytest.raises(MarginError, match=r"in this precision"):
         construct_small_weight_network(X.float(), Y.float(), 12)
 
 
@@ -319,7 +319,7 @@ def test_whole_number_directions(data):
     least = least_distance_twin(X, Y) if m > 1 else 2.0
     try:
         network = construct_small_weight_network(X, Y, units, threshold=threshold)
-    except SeparationError:
+    except MarginError:
         assert least < 2e-6
         return
     assert float((network(X) - Y).abs().max()) < 1e-12
@@ -375,13 +375,13 @@ def test_bad_input_is_named():
         (lambda: build(X, torch.cat([Y[:2], 2 * Y[2:]]), 9), ShapeError, r"Y\[[23]\] has norm 2"),
         (lambda: build(X, Y * math.nan, 9), NotFiniteError, "Y holds 12 entries"),
         (lambda: build(X, Y, 9, threshold="none"), OptionError, "threshold = 'none'"),
-        (lambda: build(X, Y[[0, 1, 2, 1]], 9), SeparationError, r"Y\[3\] and Y\[1\] are at distance 0"),
-        (lambda: build(X[[0, 1, 0, 2]], Y, 9), SeparationError, r"X\[2\] and X\[0\] are at distance 0"),
+        (lambda: build(X, Y[[0, 1, 2, 1]], 9), MarginError, r"Y\[3\] and Y\[1\] are at distance 0"),
+        (lambda: build(X[[0, 1, 0, 2]], Y, 9), MarginError, r"X\[2\] and X\[0\] are at distance 0"),
         (lambda: build(X, Y, 9)(X[:, :2]), ShapeError, r"inputs has shape \(4, 2\): \(n, 3\)"),
-        (lambda: sphere_paths(X, Y, 2.0), SeparationError, "rho = 2 is more"),
-        (lambda: sphere_path(E[0], E[1], E[:1], 0.1), SeparationError, r"obstacles\[0\] is at distance 0 from start"),
-        (lambda: sphere_path(E[0], E[1], E[1:], 0.1), SeparationError, r"obstacles\[0\] is at distance 0 from goal"),
-        (lambda: sphere_path(E[0], E[1], -E[[2, 2]], 0.1), SeparationError, r"from obstacles\[0\]"),
+        (lambda: sphere_paths(X, Y, 2.0), MarginError, "rho = 2 is more"),
+        (lambda: sphere_path(E[0], E[1], E[:1], 0.1), MarginError, r"obstacles\[0\] is at distance 0 from start"),
+        (lambda: sphere_path(E[0], E[1], E[1:], 0.1), MarginError, r"obstacles\[0\] is at distance 0 from goal"),
+        (lambda: sphere_path(E[0], E[1], -E[[2, 2]], 0.1), MarginError, r"from obstacles\[0\]"),
         (lambda: sphere_path(E[0], E[1], E[:, :2], 0.1), ShapeError, r"\(n, 3\) is needed"),
         (lambda: sphere_path(E[0, :2], E[1, :2], E, 0.1), ShapeError, "d >= 3"),
         (lambda: sphere_path(E[0], 2 * E[1], E[2:], 0.1), ShapeError, r"goal\[0\] has norm 2"),
