@@ -23,6 +23,7 @@ class Mutation:
 FACTOR = ("tests/theory/test_factor.py", "linear/factor")
 LANDSCAPE = ("tests/theory/test_landscape.py", "linear/landscape")
 SHORTCUT = ("tests/theory/test_shortcut.py", "linear/shortcut_depth")
+SMALL_WEIGHTS = ("tests/theory/test_small_weights.py", "samples/small_weights")
 DYNAMICS = ("tests/lab/test_descent.py", "linear/dynamics")
 MEMORIZE = ("tests/theory/test_memorize.py", "samples/memorize")
 LEDGER = ("tests/ledger/test_ledger.py", "")
@@ -195,6 +196,62 @@ MUTATIONS = (
         '    threshold = 1 - 2 * check_positive("slack", slack)\n    U =',
         '    threshold = 1 - 3 * check_positive("slack", slack)\n    U =',
         *MEMORIZE,
+    ),
+    Mutation(
+        "ideal path reused in the closed loop",
+        "resid/theory/small_weights.py",
+        "        at = h if closed_loop else P[:, k]",
+        "        at = P[:, k]",
+        *SMALL_WEIGHTS,
+    ),
+    Mutation(
+        "bias of a unit dropped",
+        "resid/theory/small_weights.py",
+        "    return c * at / length, -c[:, 0] * opens,",
+        "    return c * at / length, 0 * opens,",
+        *SMALL_WEIGHTS,
+    ),
+    Mutation(
+        "threshold for the whole separation",
+        "resid/theory/small_weights.py",
+        'None if threshold == "sharp" else rho / 2)',
+        'None if threshold == "sharp" else rho)',
+        *SMALL_WEIGHTS,
+    ),
+    Mutation(
+        "bypass about the obstacle itself",
+        "resid/theory/_sphere.py",
+        "circles += [(height * obstacles[j], away, onward)",
+        "circles += [(obstacles[j], away, onward)",
+        *SMALL_WEIGHTS,
+    ),
+    Mutation(
+        "bypass through the side of the obstacle",
+        "resid/theory/_sphere.py",
+        "away = _unit((n / A) * inward - aside,",
+        "away = _unit((n / A) * inward + aside,",
+        *SMALL_WEIGHTS,
+    ),
+    Mutation(
+        "obstacles that have moved already",
+        "resid/theory/small_weights.py",
+        "path_round(X[i], Y[i], torch.cat([Y[:i], X[i + 1 :]]), rho / 2)",
+        "path_round(X[i], Y[i], torch.cat([X[:i], X[i + 1 :]]), rho / 2)",
+        *SMALL_WEIGHTS,
+    ),
+    Mutation(
+        "curvature left out of the growth",
+        "resid/theory/_sphere.py",
+        "rates = (1 / gap - self.radii**-2)",
+        "rates = (1 / gap - self.radii**2)",
+        *SMALL_WEIGHTS,
+    ),
+    Mutation(
+        "stretch of one matrix",
+        "resid/theory/small_weights.py",
+        "(1 - norms[:, 0] * norms[:, 1])",
+        "(1 - norms[:, 0] * norms[:, 1] ** 2)",
+        *SMALL_WEIGHTS,
     ),
     Mutation(
         "limits not applied",
