@@ -27,3 +27,7 @@ class CovarianceError(ResidError):
 
 class OptionError(ResidError):
     """A named option is none of those that exist."""
+
+
+class ConvergenceError(ResidError):
+    """An iteration did not reach its tolerance."""
