@@ -233,11 +233,11 @@ MUTATIONS = (
         *FLOW,
     ),
     Mutation(
-        "slope of the twist",
-        "resid/theory/smooth_maps.py",
-        "for i, (sign, other) in enumerate(((-1, 1), (1, 0)))",
-        "for i, (sign, other) in enumerate(((1, 1), (1, 0)))",
-        *FLOW,
+        "Lemma 1 with the least singular value",
+        "resid/theory/norms.py",
+        'largest = torch.linalg.svdvals(_squares("M", M))[..., 0]',
+        'largest = torch.linalg.svdvals(_squares("M", M))[..., -1]',
+        *NORMS,
     ),
     Mutation(
         "limits not applied",

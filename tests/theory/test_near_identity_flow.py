@@ -108,6 +108,8 @@ def test_each_block_is_a_function_of_its_input_with_that_jacobian(times):
     x = h.points(5, gen)
     for block, J in zip(flow.blocks, flow.jacobians(x), strict=True):
         torch.testing.assert_close(jacobian_twin(block, x), J, rtol=1e-6, atol=1e-7)
+        automatic = torch.autograd.functional.jacobian(lambda p, b=block: b(p).sum(0), x).movedim(1, 0)
+        torch.testing.assert_close(automatic, J, rtol=1e-10, atol=1e-11)
         x = block(x)
 
 
@@ -126,6 +128,16 @@ def test_blocks_equal_their_twin(family):
             expected = expected + h(torch.zeros(2, dtype=F64))
         x = block(x)
         torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("narrow", [1.0, 0.1, 0.01])
+def test_bound_is_nearly_attained_where_the_inverse_is_steep(narrow):
+    """A shear after diag(narrow, 1): alpha does not depend on narrow, beta and the distance are inverse to it."""
+    A = torch.diag(torch.tensor([narrow, 1.0], dtype=F64))
+    x = torch.tensor([[1.0, 0.0]], dtype=F64)
+    for depth in (20, 200):
+        flow = near_identity_flow(shear(0.05, A), depth)
+        assert 0.9 * flow.bound < distance(flow.jacobians(x)) <= flow.bound * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 16, 128])
