@@ -44,7 +44,7 @@ DIRECTIONS = ("in/out", "out/in")
 FORMS = ("plain", "preactivation")
 VERSIONS = ("optimal", "polar", "printed")
 
-#: The largest |rho'| of common activations; for GELU Phi(x) + x phi(x) at x = sqrt(2), for SiLU at x tanh(x/2) = 2.
+#: The largest absolute slope of common activations: for GELU Phi(x) + x phi(x) at sqrt(2), for SiLU at x tanh(x/2) = 2.
 SLOPES = {
     "linear": 1.0,
     "relu": 1.0,
@@ -181,7 +181,7 @@ def block_bound(W1: Any, W2: Any, c_rho: float, form: str = "plain") -> float:
     delta = c_rho^2 ||W1|| ||W2||. Operator norms. Void for blocks with normalisation, see `batch_norm_ratios`.
 
     Args:
-        W1: (m, d). W2: (d, m). c_rho: a bound on |rho'|, see `SLOPES`. form: as above.
+        W1: (m, d). W2: (d, m). c_rho: a bound on the absolute slope of rho, see `SLOPES`. form: as above.
 
     Raises:
         ShapeError, NotFiniteError: matrices that do not fit. OptionError: unknown form, or c_rho not positive.

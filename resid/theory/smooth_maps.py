@@ -122,7 +122,7 @@ def residual_map(A: Any, W1: Any, W2: Any, radius: float = 1.0) -> SmoothMap:
 def shear(bend: float, A: Any = None, radius: float = 1.0) -> SmoothMap:
     """h(x) = A (x_1, x_2 + bend x_1^2, x_3, ...), for which everything can be worked out by hand.
 
-    alpha = 2 |bend| ||A||, attained; beta = ||A^-1|| times the norm of [[1, 0], [2 |bend| radius, 1]].
+    ``alpha = 2 |bend| ||A||``, attained; ``beta = ||A^-1||`` times the norm of ``[[1, 0], [2 |bend| radius, 1]]``.
 
     Args:
         bend: a number. A: (d, d), invertible, d >= 2; default the identity of the plane. radius: of the ball.
@@ -151,8 +151,8 @@ def twist(rate: float, A: Any = None, radius: float = 1.0) -> SmoothMap:
     """h(x) = A (x turned in the plane of the first two coordinates by the angle rate (x_1^2 + x_2^2)).
 
     With p = (x_1, x_2) and J the quarter turn the derivative in the plane is a rotation times ``I + 2 rate J p p^T``,
-    a shear of norm b <= (s + sqrt(s^2 + 4)) / 2, s = 2 |rate| radius^2. Differentiating once more gives
-    alpha = 2 |rate| radius (2 + b) ||A||; beta = ||A^-1|| b.
+    a shear of norm at most ``b = (s + sqrt(s^2 + 4)) / 2``, ``s = 2 |rate| radius^2``. Differentiating once more gives
+    ``alpha = 2 |rate| radius (2 + b) ||A||``; ``beta = ||A^-1|| b``.
 
     Args, Raises: as for `shear`, with `rate` for `bend`.
 
