@@ -35,3 +35,7 @@ class SampleConflictError(ResidError):
 
 class MarginError(ResidError):
     """Points cannot be told apart by the half-spaces that a construction asks for, or not in floating point."""
+
+
+class ConvergenceError(ResidError):
+    """An iteration did not reach its tolerance."""

@@ -26,6 +26,8 @@ SHORTCUT = ("tests/theory/test_shortcut.py", "linear/shortcut_depth")
 SMALL_WEIGHTS = ("tests/theory/test_small_weights.py", "samples/small_weights")
 DYNAMICS = ("tests/lab/test_descent.py", "linear/dynamics")
 MEMORIZE = ("tests/theory/test_memorize.py", "samples/memorize")
+NORMS = ("tests/theory/test_norms.py", "norms/bounds")
+FLOW = ("tests/theory/test_near_identity_flow.py", "norms/bounds")
 LEDGER = ("tests/ledger/test_ledger.py", "")
 
 MUTATIONS = (
@@ -252,6 +254,83 @@ MUTATIONS = (
         "(1 - norms[:, 0] * norms[:, 1])",
         "(1 - norms[:, 0] * norms[:, 1] ** 2)",
         *SMALL_WEIGHTS,
+    ),
+    Mutation(
+        "in/out swapped with out/in",
+        "resid/theory/norms.py",
+        'norms[:-1] / norms[1:] if direction == "in/out"',
+        'norms[:-1] / norms[1:] if direction == "out/in"',
+        *NORMS,
+    ),
+    Mutation(
+        "c_rho not squared for preactivation",
+        "resid/theory/norms.py",
+        'count = len(matrices) - (form == "plain")',
+        "count = len(matrices) - 1",
+        *NORMS,
+    ),
+    Mutation(
+        "exponent of q",
+        "resid/theory/norms.py",
+        "(_RELU_SHARE**layers * variance)",
+        "(_RELU_SHARE ** (layers - 1) * variance)",
+        *NORMS,
+    ),
+    Mutation(
+        "layers in the basis of the input",
+        "resid/theory/norms.py",
+        "later = U @ ((root - 1)[:, None] * U.mT)",
+        "later = Vh.mT @ ((root - 1)[:, None] * Vh)",
+        *NORMS,
+    ),
+    Mutation(
+        "only the largest singular value looked at",
+        "resid/theory/norms.py",
+        "    return torch.maximum(most - 1, 1 - least)",
+        "    return most - 1",
+        *NORMS,
+    ),
+    Mutation(
+        "geometric for uniform times",
+        "resid/theory/near_identity_flow.py",
+        '    if times == "uniform" or count < 2:',
+        "    if count < 2:",
+        *FLOW,
+    ),
+    Mutation(
+        "Jacobian at the wrong point",
+        "resid/theory/near_identity_flow.py",
+        "curved = _divide(slopes[1:], slopes[:-1])",
+        "curved = _divide(slopes[1:], slopes[:1])",
+        *FLOW,
+    ),
+    Mutation(
+        "factor beta dropped",
+        "resid/theory/near_identity_flow.py",
+        "return A, h.alpha * h.beta * h.radius,",
+        "return A, h.alpha * h.radius,",
+        *FLOW,
+    ),
+    Mutation(
+        "Newton without the inner scale",
+        "resid/theory/near_identity_flow.py",
+        "    return z - _solve(known, value - x)",
+        "    return z - scale * _solve(known, value - x)",
+        *FLOW,
+    ),
+    Mutation(
+        "augmented without the reflection",
+        "resid/theory/smooth_maps.py",
+        "        J = -_eyes(x)",
+        "        J = _eyes(x)",
+        *FLOW,
+    ),
+    Mutation(
+        "Lemma 1 with the least singular value",
+        "resid/theory/norms.py",
+        'largest = torch.linalg.svdvals(_squares("M", M))[..., 0]',
+        'largest = torch.linalg.svdvals(_squares("M", M))[..., -1]',
+        *NORMS,
     ),
     Mutation(
         "limits not applied",
