@@ -27,3 +27,11 @@ class CovarianceError(ResidError):
 
 class OptionError(ResidError):
     """A named option is none of those that exist."""
+
+
+class SizeError(ResidError):
+    """A size is outside the range in which the statement holds, or too large to be handled that way."""
+
+
+class ConvergenceError(ResidError):
+    """A method cannot reach its accuracy on this input, a matrix without full rank for instance."""

@@ -24,6 +24,8 @@ FACTOR = ("tests/theory/test_factor.py", "linear/factor")
 LANDSCAPE = ("tests/theory/test_landscape.py", "linear/landscape")
 SHORTCUT = ("tests/theory/test_shortcut.py", "linear/shortcut_depth")
 DYNAMICS = ("tests/lab/test_descent.py", "linear/dynamics")
+SPECTRUM = ("tests/theory/test_conv_spectrum.py", "norms/conv_spectrum")
+PROCRUSTES = ("tests/theory/test_procrustes.py", "norms/procrustes")
 LEDGER = ("tests/ledger/test_ledger.py", "")
 
 MUTATIONS = (
@@ -159,6 +161,41 @@ MUTATIONS = (
         "            W = W - rates",
         "            W = W + rates",
         *DYNAMICS,
+    ),
+    Mutation(
+        "singular vectors from the conjugate spectrum",
+        "resid/theory/_conv_geometry.py",
+        "            A = torch.complex(real, sin @ flat.mT) if weight == 2 else real\n            yield",
+        "            A = torch.complex(real, -sin @ flat.mT) if weight == 2 else real\n            yield",
+        *SPECTRUM,
+    ),
+    Mutation(
+        "a multiplicity dropped",
+        "resid/theory/conv_spectrum.py",
+        "torch.linalg.svdvals(A).flatten().repeat(weight)",
+        "torch.linalg.svdvals(A).flatten().repeat(1)",
+        *SPECTRUM,
+    ),
+    Mutation(
+        "own opposites counted as pairs",
+        "resid/theory/_conv_geometry.py",
+        "    for where, weight in ((pairs, 2), (selfs, 1)):\n        step = max(1, chunk",
+        "    for where, weight in ((pairs, 2), (selfs, 2)):\n        step = max(1, chunk",
+        *SPECTRUM,
+    ),
+    Mutation(
+        "circular for zero padding",
+        "resid/theory/_conv_geometry.py",
+        'circular=padding == "circular")',
+        "circular=isinstance(padding, str))",
+        *SPECTRUM,
+    ),
+    Mutation(
+        "strided input not taken apart",
+        "resid/theory/_conv_geometry.py",
+        "        return [(o % self.stride, (o",
+        "        return [(0, (o",
+        *SPECTRUM,
     ),
     Mutation(
         "limits not applied",
