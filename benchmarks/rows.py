@@ -1,5 +1,5 @@
 """Every row of `make bench`."""
 
-from benchmarks import linear, shortcut
+from benchmarks import conv, linear, shortcut
 
-ROWS = (*linear.ROWS, *shortcut.ROWS)
+ROWS = (*linear.ROWS, *shortcut.ROWS, *conv.ROWS)

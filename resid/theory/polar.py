@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,8 +44,8 @@ def polar_factor(A: Any, method: str = "auto") -> Tensor:
     """The polar factor of each matrix: the nearest one in the Frobenius norm with orthonormal columns (or rows).
 
     method: "svd", U V^H, the reference; where A lacks full rank one of the nearest is returned. "gram",
-    A (A^H A)^(-1/2) by an eigendecomposition in float64. "newton-schulz", X <- X (3I - X^H X)/2 from a scaled start. "polar-express",
-    minimax quintics, then the same ending. "qdwh", dynamically weighted Halley steps by QR and Cholesky
+    A (A^H A)^(-1/2) by an eigendecomposition in float64. "newton-schulz", X <- X (3I - X^H X)/2 from a scaled start.
+    "polar-express", minimax quintics, then the last of them until it has converged. "qdwh", dynamically weighted Halley steps by QR and Cholesky
     decompositions. "auto", accurate to 1e-5 in float32 and 1e-10 in float64 for every A that is not singular: a
     binomial series where A is close to a multiple of an isometry (so a kernel projected before costs little), else
     "gram" for oblong A of moderate condition number and "svd" for the rest; on a GPU "polar-express", then "svd".
@@ -60,8 +61,8 @@ def polar_factor(A: Any, method: str = "auto") -> Tensor:
 
     Raises:
         ShapeError, NotFiniteError, OptionError: bad input.
-        ConvergenceError: a method other than "svd" and "auto" meets a matrix without full rank (to the precision it
-            works in), or the derivative of one is asked for.
+        ConvergenceError: a method other than "svd" and "auto" ends without an isometry, because a matrix lacks full
+            rank to the precision it works in; or the derivative of such a matrix is asked for.
 
     Source: Zaeemzadeh et al. 2018, equation (8); Higham 1997; Nakatsukasa, Bai & Gygi 2010; Amsel et al. 2025.
 
@@ -131,21 +132,19 @@ def _binomial_series(off: Tensor, eye: Tensor, tolerance: float) -> Tensor | Non
 
 def _as_matrices(value: Any) -> Tensor:
     """A finite batch of dense real or complex matrices in single or double precision."""
-    matrix = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=None)
-    if not isinstance(value, Tensor) and not matrix.is_complex():
-        matrix = matrix.to(torch.float64)
+    matrix = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value) + 0.0)
     if matrix.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
         raise ShapeError(f"A has dtype {matrix.dtype}: single or double precision, real or complex, is needed")
     if matrix.ndim < 2 or 0 in matrix.shape:
         raise ShapeError(f"A has shape {tuple(matrix.shape)}: matrices (..., m, n) without an empty axis are needed")
-    if not bool(torch.isfinite(torch.view_as_real(matrix.detach()) if matrix.is_complex() else matrix.detach()).all()):
+    if not bool(torch.isfinite(matrix.detach()).all()):
         raise NotFiniteError("A holds entries that are NaN or infinite: every entry must be finite")
-    return matrix
+    return matrix.resolve_conj()
 
 
 def _polar(A: Tensor, method: str) -> Tensor:
     if A.shape[-2] < A.shape[-1]:  # work on tall matrices, whose Gram matrix A^H A is the small one
-        return _polar(A.mH, method).mH
+        return _polar(A.mH, method).mH.resolve_conj()
     flat = A.reshape(-1, *A.shape[-2:])
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -42,9 +42,10 @@ def imports_of(path):
 
 ALLOWED = {  # what a package of resid may import from resid, besides itself and resid.errors
     "theory": set(),
-    "lab": {"theory"},
+    "nets": {"theory"},
+    "lab": {"theory", "nets"},
     "ledger": set(),
-    "trials": {"theory", "lab", "ledger"},
+    "trials": {"theory", "nets", "lab", "ledger"},
 }
 
 
