@@ -94,9 +94,8 @@ def _project_pointwise(given: Any) -> None:
 
 
 def _householder(given: Any) -> None:
-    with torch.no_grad():
-        for _ in range(OURS_TIMES):
-            _ = given[2].weight
+    for _ in range(OURS_TIMES):
+        given[2].weight.sum().backward()
 
 
 _PUBLISHED = "published route, sign corrected: whole grid, real blocks, ten coupled Newton-Schulz steps"
@@ -124,7 +123,12 @@ ROWS = (
         name="projection-parametrized",
         what="weight of 256 <- 128 channels, 1 x 1, kept norm-preserving through a training, one use",
         ours=Side("project_norm_preserving after a step", _pointwise, _project_pointwise, OURS_TIMES),
-        peer=Side("torch.nn.utils.parametrizations.orthogonal, householder", _pointwise, _householder, OURS_TIMES),
+        peer=Side(
+            "torch.nn.utils.parametrizations.orthogonal, householder, forward and backward",
+            _pointwise,
+            _householder,
+            OURS_TIMES,
+        ),
         threads=1,
         least_ratio=1,
         unit="use",

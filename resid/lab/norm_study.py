@@ -47,9 +47,15 @@ class Passage:
         return np.abs(np.log(self.ratio))
 
     def last_epoch(self, name: str) -> np.ndarray:
-        """Mean of a field over the last epoch, (layers,)."""
-        values: np.ndarray = getattr(self, name)
-        return values[-self.per_epoch :].mean(0)
+        """Mean of a field over the last epoch, (layers,); steps at which the gradient vanished do not count.
+
+        Raises:
+            ArithmeticError: it vanished at half of the steps or more: all units of a layer are off.
+        """
+        values: np.ndarray = getattr(self, name)[-self.per_epoch :]
+        if np.isnan(values).mean() >= 0.5:
+            raise ArithmeticError("the gradient vanished at most steps of the last epoch: the network has died")
+        return np.nanmean(values, 0)
 
 
 class ThreeLayers(nn.Module):
@@ -114,9 +120,11 @@ def _backward(loss: Tensor, net: nn.Module, watched: list[Tensor]) -> tuple[Tens
 
 
 def follow_three_layers(
-    c: int, d: int, projected: bool, seed: int, epochs: int = 4, kernel: int = 3, rate: float = 0.1, relu: bool = True
+    c: int, d: int, projected: bool, seed: int, epochs: int = 4, kernel: int = 3, rate: float = 0.03, relu: bool = True
 ) -> Passage:
-    """Train `ThreeLayers` on the digits by SGD with momentum 0.9, with the middle layer projected after every other step, or not.
+    """Train `ThreeLayers` on the digits; the middle layer is projected after every other step, or not.
+
+    SGD with momentum 0.9, as for the paper's networks.
 
     Args:
         c, d: channels of the middle layer. projected: whether Algorithm 1 runs, with the factor for the ReLU. seed: of
@@ -136,7 +144,8 @@ def follow_three_layers(
         logits, (before, linear, after) = net(images[batch])
         loss = F.cross_entropy(logits, labels[batch])
         g_in, g_linear, g_out = _backward(loss, net, [before, linear, after])
-        energies = [float(g.square().sum()) for g in (g_in, g_linear, g_out)]
+        energies = np.array([float(g.square().sum()) for g in (g_in, g_linear, g_out)])
+        energies[energies == 0] = np.nan
         share = _range_share(net.middle.weight, g_linear)
         found.append(((energies[2] / energies[0]) ** 0.5, share, energies[1] / energies[2], float(loss.detach())))
         optimizer.step()
@@ -162,17 +171,19 @@ def follow_transitions(seed: int, epochs: int, blocks: int = 2, width: int = 4, 
     projection.project()
     projection.attach(optimizer)
     ends: list[tuple[Tensor, Tensor]] = []
+    weights = [conv.weight for conv in net.linear_convolutions()[1:]]
     for transition in net.transitions:
         transition.register_forward_hook(lambda _module, given, out: ends.append((given[0], out)))
     found, losses = [], []
     for batch in _batches(epochs, torch.Generator().manual_seed(seed)):
         ends.clear()
-        loss = F.cross_entropy(net(images[batch]), labels[batch])
+        logits: Tensor = net(images[batch])
+        loss = F.cross_entropy(logits, labels[batch])
         gradients = _backward(loss, net, [end for pair in ends for end in pair])
         row = []
-        for i, transition in enumerate(net.transitions):
+        for i in range(len(weights)):
             g_in, g_out = gradients[2 * i : 2 * i + 2]
-            W = polar_factor(transition.weight.detach()[:, :, 0, 0])
+            W = polar_factor(weights[i].detach()[:, :, 0, 0])
             inside = torch.einsum("dc,bdhw->bchw", W, g_out)
             energy = g_out.square().sum()
             row.append((float((energy / g_in.square().sum()).sqrt()), float(inside.square().sum() / energy)))

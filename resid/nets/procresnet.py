@@ -73,7 +73,7 @@ class ProcResNet(nn.Module):
 
     def linear_convolutions(self) -> list[nn.Conv2d]:
         """The stem and the two transitions, from the input on, which the paper projects."""
-        return [self.stem, *self.transitions]  # type: ignore[list-item]
+        return [self.stem, *self.transitions]
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (batch, channels, h, w), h and w divisible by 4, to logits (batch, classes)."""

@@ -1,8 +1,8 @@
 """The norm-preserving projection as a drop-in for `torch.nn.Conv2d`: in place after an optimiser step, or as a
 parametrization that is always on.
 
-Both project for circular padding, whatever the layer does at its border (Zaeemzadeh et al. 2018 do the same). Weights in
-half precision are projected in float32 and cast back, so that their singular values are s to the precision of their
+Both project for circular padding, whatever the layer does at its border (Zaeemzadeh et al. 2018 do the same). Weights
+in half precision are projected in float32 and cast back, so that their singular values are s to the precision of their
 type.
 """
 
@@ -127,7 +127,11 @@ class ProcrustesProjection:
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call `step` after every step of the optimiser; the handle's `remove()` ends it."""
-        return optimizer.register_step_post_hook(lambda *_: self.step())
+
+        def after(*_: Any) -> None:
+            self.step()
+
+        return optimizer.register_step_post_hook(after)
 
     def step(self) -> bool:
         """Count a step of the optimiser, project if it is time, and say whether it was."""

@@ -43,10 +43,10 @@ _BINOMIAL = tuple(math.comb(2 * j, j) / 4**j for j in range(10))
 def polar_factor(A: Any, method: str = "auto") -> Tensor:
     """The polar factor of each matrix: the nearest one in the Frobenius norm with orthonormal columns (or rows).
 
-    method: "svd", U V^H, the reference; where A lacks full rank one of the nearest is returned. "gram",
-    A (A^H A)^(-1/2) by an eigendecomposition in float64. "newton-schulz", X <- X (3I - X^H X)/2 from a scaled start.
-    "polar-express", minimax quintics, then the last of them until it has converged. "qdwh", dynamically weighted Halley steps by QR and Cholesky
-    decompositions. "auto", accurate to 1e-5 in float32 and 1e-10 in float64 for every A that is not singular: a
+    "svd": U V^H, the reference; where A lacks full rank one of the nearest is returned. "gram": A (A^H A)^(-1/2) by an
+    eigendecomposition in float64. "newton-schulz": X <- X (3I - X^H X)/2 from a scaled start. "polar-express": minimax
+    quintics, then the last of them until it has converged. "qdwh": dynamically weighted Halley steps by QR and Cholesky
+    decompositions. "auto": accurate to 1e-5 in float32 and 1e-10 in float64 for every A that is not singular; a
     binomial series where A is close to a multiple of an isometry (so a kernel projected before costs little), else
     "gram" for oblong A of moderate condition number and "svd" for the rest; on a GPU "polar-express", then "svd".
 
@@ -170,8 +170,11 @@ def _svd(A: Tensor) -> Tensor:
 
 
 def _by_gram(A: Tensor, eigenvalues: bool = True) -> tuple[Tensor, Tensor]:
+    root, good = inverse_square_root(A.mH @ A, accuracy(A), eigenvalues=False)
+    if not eigenvalues or bool(good.all()):
+        return A @ root, good
     wide = A.to(torch.complex128 if A.is_complex() else torch.float64)
-    root, good = inverse_square_root(wide.mH @ wide, accuracy(A), eigenvalues)
+    root, good = inverse_square_root(wide.mH @ wide, accuracy(A))
     return (wide @ root).to(A.dtype), good
 
 

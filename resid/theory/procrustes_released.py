@@ -26,7 +26,7 @@ def coupled_newton_schulz(gram: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     Source: Zaeemzadeh et al. 2018, equation (9); Higham 1997.
 
     Example:
-        >>> coupled_newton_schulz(torch.tensor([[0.25]], dtype=torch.float64), 8)[1]
+        >>> coupled_newton_schulz(torch.tensor([[0.25]], dtype=torch.float64), 8)[1].round(decimals=6)
         tensor([[2.]], dtype=torch.float64)
     """
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
@@ -40,10 +40,10 @@ def coupled_newton_schulz(gram: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 def released_projection(kernel: Any, n: int, slip: bool = True, steps: int = 10) -> Tensor:
     """Algorithm 1 as released: all n^2 frequencies as real matrices of twice the size, ten coupled steps, the crop.
 
-    A + iB is put into the real matrix [[A, B], [-B, A]], which stands for A - iB, and the result is read as A' + iB'
-    with B' from the lower left, which is -B' of what the matrix stands for. So what is transformed back is the conjugate
-    of the projected spectrum, whose taps are those of the projected kernel at -t modulo n. The crop to k x k then keeps
-    the tap (0, 0) and, for k > n/2, those that come round.
+    A + iB is put into the real matrix [[A, B], [-B, A]], which stands for A - iB, and the result is read back as what
+    stands in the upper and the lower left. So what is transformed back is the conjugate of the projected spectrum,
+    whose taps are those of the projected kernel at -t modulo n. The crop to k x k keeps the tap (0, 0) of these, and
+    what the uncropped kernel has at the negative of the others.
 
     Args:
         kernel: (d, c, k, k). n: size of the map. slip: False for the right sign. steps: of iteration (9).

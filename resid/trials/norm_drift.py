@@ -63,9 +63,8 @@ def figure_2(pairs: Sequence[Pair], seeds: Sequence[int], epochs: int, kernel: i
         }
         for projected in (False, True)
     }
-    return Figure2(
-        runs, tuple(seeds), f"digits, {epochs} epochs, middle layer {kernel} x {kernel}, pairs {list(pairs)}"
-    )
+    shown = ", ".join(f"{c} to {d}" for c, d in pairs)
+    return Figure2(runs, tuple(seeds), f"digits, {epochs} epochs, {kernel} x {kernel}, channels {shown}")
 
 
 def energy_assumption(seeds: Sequence[int], epochs: int, width: int = 4) -> tuple[Seeds, list[Passage]]:

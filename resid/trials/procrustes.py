@@ -91,7 +91,7 @@ def equal_singular_values(n: int, generator: Generator) -> Cases:
     return Cases(n, worst_of(errors), "random kernels of n x n taps, n = 3 to 5, five uneven gradients each")
 
 
-# ------------------------------------------------------------------------------------------------- equations (8) and (9)
+# ------------------------------------------------------------------------------------------------ equations (8) and (9)
 
 
 def _complex(generator: Generator, *shape: int) -> Tensor:
@@ -115,9 +115,7 @@ def nearest(n: int, generator: Generator) -> Cases:
         if case % 20 == 0:
             rivals.append(_search(A, s, generator))
         ratios += [least / float(torch.linalg.matrix_norm(A - rival)) for rival in rivals]
-    return Cases(
-        n, worst_of(ratios), "random complex matrices up to 5 x 5, five competitors each, a search in each 20th"
-    )
+    return Cases(n, worst_of(ratios), "random complex matrices up to 5 x 5, five competitors each, a search in some")
 
 
 def _isometry(A: Tensor) -> Tensor:
@@ -154,8 +152,8 @@ def polar_is_svd(n: int, generator: Generator) -> Cases:
         tall = A.numpy() if d >= c else A.numpy().conj().T
         values, vectors = np.linalg.eigh(tall.conj().T @ tall)
         root = tall @ (vectors / np.sqrt(values)) @ vectors.conj().T
-        for found in (root if d >= c else root.conj().T, polar_factor(A).numpy()):
-            errors.append(float(np.linalg.norm(found - U @ Vh) / np.linalg.norm(U @ Vh)))
+        both = (root if d >= c else root.conj().T, polar_factor(A).numpy())
+        errors += [float(np.linalg.norm(found - U @ Vh) / np.linalg.norm(U @ Vh)) for found in both]
     return Cases(n, worst_of(errors), "random complex matrices up to 6 x 6; by the Gram matrix, and the library's")
 
 
@@ -309,9 +307,7 @@ def released(n: int, generator: Generator, size: int = 32) -> ReleasedTrial:
         kernel = isometric_kernel(d, c, generator)
         found = project_norm_preserving(kernel, 5 + case % 4)
         changes.append(float((found - kernel).norm() / kernel.norm()))
-    what = (
-        "stem, 64 <- 3 channels, n = 32: share of the energy in the largest tap, released steps and with the right sign"
-    )
+    what = "stem, 64 <- 3 channels, n = 32: share of the energy in the largest tap, released and with the right sign"
     return ReleasedTrial(
         Counterexample(float(shares[1].max()), float(shares[2].max()), "==", what),
         Cases(n, worst_of(changes), "random norm-preserving 3 x 3 kernels, 2 to 6 outputs, n = 5 to 8", "corrected"),
