@@ -159,19 +159,19 @@ def half_grid(height: int, width: int) -> tuple[tuple[tuple[int, int], ...], tup
     A real kernel has conjugate matrices at (p, q) and (-p, -q), and real ones where the two coincide.
 
     Example:
-        >>> pairs, selfs = half_grid(3, 4)
-        >>> 2 * len(pairs) + len(selfs)
+        >>> pairs, singles = half_grid(3, 4)
+        >>> 2 * len(pairs) + len(singles)
         12
     """
-    pairs, selfs = [], []
+    pairs, singles = [], []
     for p in range(height):
         for q in range(width // 2 + 1):
             mirror = (-p % height, -q % width)
             if mirror == (p, q):
-                selfs.append((p, q))
+                singles.append((p, q))
             elif mirror[1] != q or mirror[0] > p:  # column 0 and the middle one hold both of a pair
                 pairs.append((p, q))
-    return tuple(pairs), tuple(selfs)
+    return tuple(pairs), tuple(singles)
 
 
 def waves(grid: tuple[int, int], shifts: tuple[Any, Any], where: Any, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,8 +191,8 @@ def transfer(taps: Taps, chunk: int = _CHUNK) -> Iterator[tuple[Tensor, int, Ten
     Pieces of weight 2 are complex, one of each conjugate pair; those of weight 1 are real.
     """
     flat = taps.values.flatten(0, 2)
-    pairs, selfs = half_grid(*taps.grid)
-    for where, weight in ((pairs, 2), (selfs, 1)):
+    pairs, singles = half_grid(*taps.grid)
+    for where, weight in ((pairs, 2), (singles, 1)):
         step = max(1, chunk // len(flat))
         for start in range(0, len(where), step):
             cos, sin = waves(taps.grid, taps.shifts, where[start : start + step], flat)

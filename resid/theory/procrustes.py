@@ -214,9 +214,9 @@ def _by_autocorrelation(taps: Taps) -> Tensor:
     flat = auto.flatten(0, 2)
     sums = K.new_zeros(len(lags), len(flat))
     result = torch.zeros_like(values)
-    pairs, selfs = half_grid(*taps.grid)
+    pairs, singles = half_grid(*taps.grid)
     total = math.prod(taps.grid)
-    for where, weight in ((pairs, 2), (selfs, 1)):
+    for where, weight in ((pairs, 2), (singles, 1)):
         step = max(1, _CHUNK // len(flat))
         for start in range(0, len(where), step):
             part = where[start : start + step]

@@ -179,8 +179,8 @@ MUTATIONS = (
     Mutation(
         "own opposites counted as pairs",
         "resid/theory/_conv_geometry.py",
-        "    for where, weight in ((pairs, 2), (selfs, 1)):\n        step = max(1, chunk",
-        "    for where, weight in ((pairs, 2), (selfs, 2)):\n        step = max(1, chunk",
+        "    for where, weight in ((pairs, 2), (singles, 1)):\n        step = max(1, chunk",
+        "    for where, weight in ((pairs, 2), (singles, 2)):\n        step = max(1, chunk",
         *SPECTRUM,
     ),
     Mutation(

@@ -106,11 +106,11 @@ def test_padding_is_that_of_conv2d():
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2), (3, 3), (1, 4), (4, 1), (5, 6), (6, 5), (2, 7)])
 def test_half_of_the_frequencies_stand_for_all(grid):
-    pairs, selfs = half_grid(*grid)
+    pairs, singles = half_grid(*grid)
     mirrored = [(-p % grid[0], -q % grid[1]) for p, q in pairs]
-    assert sorted([*pairs, *mirrored, *selfs]) == sorted(itertools.product(range(grid[0]), range(grid[1])))
-    assert len(selfs) == (2 - grid[0] % 2) * (2 - grid[1] % 2)
-    assert all((-p % grid[0], -q % grid[1]) == (p, q) for p, q in selfs)
+    assert sorted([*pairs, *mirrored, *singles]) == sorted(itertools.product(range(grid[0]), range(grid[1])))
+    assert len(singles) == (2 - grid[0] % 2) * (2 - grid[1] % 2)
+    assert all((-p % grid[0], -q % grid[1]) == (p, q) for p, q in singles)
 
 
 def test_pieces_of_the_transform_do_not_depend_on_their_size():
