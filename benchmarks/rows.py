@@ -1,5 +1,5 @@
 """Every row of `make bench`."""
 
-from benchmarks import linear, samples, shortcut
+from benchmarks import conv, linear, samples, shortcut
 
-ROWS = (*linear.ROWS, *shortcut.ROWS, *samples.ROWS)
+ROWS = (*linear.ROWS, *shortcut.ROWS, *samples.ROWS, *conv.ROWS)

@@ -38,4 +38,8 @@ class MarginError(ResidError):
 
 
 class ConvergenceError(ResidError):
-    """An iteration did not reach its tolerance."""
+    """An iteration did not reach its tolerance, or cannot on this input, a matrix without full rank for instance."""
+
+
+class SizeError(ResidError):
+    """A size is outside the range in which the statement holds, or too large to be handled that way."""

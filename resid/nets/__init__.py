@@ -1,1 +1,1 @@
-"""Networks as `torch.nn.Module`s. They may use `resid.theory`, never `resid.lab`."""
+"""Networks and what is attached to layers of networks: modules with state, on top of the mathematics in `theory`."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resid.errors import CovarianceError, DepthError, NotFiniteError, OptionError, ShapeError
+from resid.errors import CovarianceError, DepthError, NotFiniteError, OptionError, ShapeError, SizeError
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -72,6 +72,34 @@ def as_depth(name: str, value: Any) -> int:
     if whole is None or whole < 1:
         raise DepthError(f"{name} = {value!r}: an integer of at least 1 is needed")
     return whole
+
+
+def as_size(name: str, value: Any, least: int = 1) -> int:
+    """An integer of at least `least`."""
+    whole = as_whole(value)
+    if whole is None or whole < least:
+        raise SizeError(f"{name} = {value!r}: an integer of at least {least} is needed")
+    return whole
+
+
+def as_pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
+    """Two integers of at least `least`, for height and width; one integer stands for both."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise SizeError(f"{name} = {value!r}: an integer or two, for height and width, are needed")
+        return as_size(f"{name}[0]", value[0], least), as_size(f"{name}[1]", value[1], least)
+    whole = as_size(name, value, least)
+    return whole, whole
+
+
+def as_kernel(name: str, value: Any, groups: int = 1) -> Tensor:
+    """A finite real kernel (c_out, c_in/groups, height, width), no axis empty, c_out a multiple of `groups`."""
+    kernel = as_real(name, value)
+    if kernel.ndim != 4 or 0 in kernel.shape:
+        raise ShapeError(f"{name} has shape {tuple(kernel.shape)}: (c_out, c_in/groups, height, width) is needed")
+    if kernel.shape[0] % groups:
+        raise ShapeError(f"{name} has {kernel.shape[0]} output channels: groups = {groups} does not divide them")
+    return kernel
 
 
 def as_whole(value: Any) -> int | None:

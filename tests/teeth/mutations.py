@@ -28,6 +28,8 @@ DYNAMICS = ("tests/lab/test_descent.py", "linear/dynamics")
 MEMORIZE = ("tests/theory/test_memorize.py", "samples/memorize")
 NORMS = ("tests/theory/test_norms.py", "norms/bounds")
 FLOW = ("tests/theory/test_near_identity_flow.py", "norms/bounds")
+SPECTRUM = ("tests/theory/test_conv_spectrum.py", "norms/conv_spectrum")
+PROCRUSTES = ("tests/theory/test_procrustes.py", "norms/procrustes")
 LEDGER = ("tests/ledger/test_ledger.py", "")
 
 MUTATIONS = (
@@ -331,6 +333,83 @@ MUTATIONS = (
         'largest = torch.linalg.svdvals(_squares("M", M))[..., 0]',
         'largest = torch.linalg.svdvals(_squares("M", M))[..., -1]',
         *NORMS,
+    ),
+    Mutation(
+        "singular vectors from the conjugate spectrum",
+        "resid/theory/_conv_geometry.py",
+        "            A = torch.complex(real, sin @ flat.mT) if weight == 2 else real\n            yield",
+        "            A = torch.complex(real, -sin @ flat.mT) if weight == 2 else real\n            yield",
+        *SPECTRUM,
+    ),
+    Mutation(
+        "a multiplicity dropped",
+        "resid/theory/conv_spectrum.py",
+        "torch.linalg.svdvals(A).flatten().repeat(weight)",
+        "torch.linalg.svdvals(A).flatten().repeat(1)",
+        *SPECTRUM,
+    ),
+    Mutation(
+        "own opposites counted as pairs",
+        "resid/theory/_conv_geometry.py",
+        "    for where, weight in ((pairs, 2), (singles, 1)):\n        step = max(1, chunk",
+        "    for where, weight in ((pairs, 2), (singles, 2)):\n        step = max(1, chunk",
+        *SPECTRUM,
+    ),
+    Mutation(
+        "circular for zero padding",
+        "resid/theory/_conv_geometry.py",
+        'circular=padding == "circular")',
+        "circular=isinstance(padding, str))",
+        *SPECTRUM,
+    ),
+    Mutation(
+        "strided input not taken apart",
+        "resid/theory/_conv_geometry.py",
+        "        return [(o % self.stride, (o",
+        "        return [(0, (o",
+        *SPECTRUM,
+    ),
+    Mutation(
+        "projected spectrum conjugated",
+        "resid/theory/procrustes.py",
+        "            sums += (weight / total) * (cos.mT @ Z.real + sin.mT @ Z.imag if",
+        "            sums += (weight / total) * (cos.mT @ Z.real - sin.mT @ Z.imag if",
+        *PROCRUSTES,
+    ),
+    Mutation(
+        "Gram matrix on the long side",
+        "resid/theory/procrustes.py",
+        "    tall = rows >= columns  #",
+        "    tall = rows <= columns  #",
+        *PROCRUSTES,
+    ),
+    Mutation(
+        "sqrt(d/c) for c > d",
+        "resid/theory/procrustes.py",
+        "* d / min(c, d))",
+        "* d / c)",
+        *PROCRUSTES,
+    ),
+    Mutation(
+        "frequencies of a pair counted once",
+        "resid/theory/_conv_geometry.py",
+        "    return (weight / math.prod(taps.grid)) * found",
+        "    return (1 / math.prod(taps.grid)) * found",
+        *PROCRUSTES,
+    ),
+    Mutation(
+        "coefficient of the binomial series",
+        "resid/theory/polar.py",
+        "_BINOMIAL = tuple(math.comb(2 * j, j) / 4**j for",
+        "_BINOMIAL = tuple(math.comb(2 * j, j) / 2 ** (2 * j + (j > 1)) for",
+        *PROCRUSTES,
+    ),
+    Mutation(
+        "slip of the released code repaired",
+        "resid/theory/procrustes_released.py",
+        "    imaginary = A.imag if slip else -A.imag",
+        "    imaginary = -A.imag",
+        *PROCRUSTES,
     ),
     Mutation(
         "limits not applied",

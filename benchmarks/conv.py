@@ -1,0 +1,164 @@
+"""Rows of the chapters on norm preservation: spectra of convolutions and the projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrizations
+
+from benchmarks.harness import Row, Side
+from resid.theory.conv_spectrum import conv_singular_values
+from resid.theory.procrustes import project_norm_preserving
+from tests.twins.conv import published_projection
+
+#: Stem and transitions of ProcResNet: (d, c, k, n), n the size of the map at the output, as published.
+LAYERS = ((64, 3, 3, 32), (128, 64, 1, 16), (256, 128, 1, 8))
+OURS_TIMES, PEER_MATRICES = 20, 32
+
+
+def _kernels() -> list[tuple[Tensor, int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(d, c, k, k, generator=generator), n) for d, c, k, n in LAYERS]
+
+
+def _moved() -> list[tuple[Tensor, int]]:
+    """Projected kernels, moved by a hundredth of their norm, as a step of an optimiser would."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for K, n in _kernels():
+        P = project_norm_preserving(K, n)
+        step = torch.randn(K.shape, generator=generator)
+        found.append((P + 0.01 * P.norm() / step.norm() * step, n))
+    return found
+
+
+def _project(given: Any) -> None:
+    for _ in range(OURS_TIMES):
+        for K, n in given:
+            project_norm_preserving(K, n)
+
+
+def _publish(given: Any) -> None:
+    for K, n in given:
+        published_projection(K, n)
+
+
+def _square() -> Tensor:
+    return torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
+def _half_spectrum(K: Tensor) -> None:
+    conv_singular_values(K, 32)
+
+
+def _full_spectrum(K: Tensor) -> None:
+    A = torch.fft.fft2(K.double(), (32, 32)).permute(2, 3, 0, 1)
+    torch.linalg.svdvals(A).flatten().sort(descending=True)
+
+
+def _large() -> Tensor:
+    return torch.randn(256, 256, 3, 3, generator=torch.Generator().manual_seed(0)) / 48
+
+
+def _large_spectrum(K: Tensor) -> None:
+    conv_singular_values(K, 32)
+
+
+def _few_svdvals(K: Tensor) -> None:
+    """The same decomposition for some frequencies out of 1,024, from the whole transform."""
+    A = torch.fft.fft2(K.double(), (32, 32)).permute(2, 3, 0, 1).flatten(0, 1)
+    torch.linalg.svdvals(A[:PEER_MATRICES].contiguous())
+
+
+def _large_projection(K: Tensor) -> None:
+    project_norm_preserving(K, 32)
+
+
+def _few_polar(K: Tensor) -> None:
+    A = torch.fft.fft2(K, (32, 32)).permute(2, 3, 0, 1).flatten(0, 1)[:PEER_MATRICES].contiguous()
+    U, _, Vh = torch.linalg.svd(A, full_matrices=False)
+    U @ Vh
+
+
+def _pointwise() -> Any:
+    """The larger transition; the peer as a layer whose weight torch keeps orthogonal, fresh for each use."""
+    (K, n), layer = _moved()[2], torch.nn.Linear(128, 256, bias=False)
+    return K, n, parametrizations.orthogonal(layer, orthogonal_map="householder")
+
+
+def _project_pointwise(given: Any) -> None:
+    for _ in range(OURS_TIMES):
+        project_norm_preserving(given[0], given[1])
+
+
+def _householder(given: Any) -> None:
+    for _ in range(OURS_TIMES):
+        given[2].weight.sum().backward()
+
+
+_PUBLISHED = "published route, sign corrected: whole grid, real blocks, ten coupled Newton-Schulz steps"
+
+ROWS = (
+    Row(
+        name="projection",
+        what="projection of the three linear convolutions of ProcResNet, from random kernels",
+        ours=Side("project_norm_preserving", _kernels, _project, OURS_TIMES),
+        peer=Side(_PUBLISHED, _kernels, _publish),
+        threads=1,
+        least_ratio=200,
+        unit="projection of all three",
+    ),
+    Row(
+        name="projection-warm",
+        what="the same, kernels projected before and moved by one step of an optimiser",
+        ours=Side("project_norm_preserving", _moved, _project, OURS_TIMES),
+        peer=Side(_PUBLISHED, _moved, _publish),
+        threads=1,
+        least_ratio=350,
+        unit="projection of all three",
+    ),
+    Row(
+        name="projection-parametrized",
+        what="weight of 256 <- 128 channels, 1 x 1, kept norm-preserving through a training, one use",
+        ours=Side("project_norm_preserving after a step", _pointwise, _project_pointwise, OURS_TIMES),
+        peer=Side(
+            "torch.nn.utils.parametrizations.orthogonal, householder, forward and backward",
+            _pointwise,
+            _householder,
+            OURS_TIMES,
+        ),
+        threads=1,
+        least_ratio=1,
+        unit="use",
+    ),
+    Row(
+        name="conv-spectrum",
+        what="all singular values of a 3 x 3 convolution, 64 <- 64 channels, n = 32",
+        ours=Side("conv_singular_values, half of the frequencies", _square, _half_spectrum),
+        peer=Side("all frequencies by torch.fft.fft2, then svdvals", _square, _full_spectrum),
+        threads=1,
+        least_ratio=1.8,
+    ),
+    Row(
+        name="conv-spectrum-256",
+        what="all singular values of a 3 x 3 convolution, 256 <- 256 channels, n = 32, in memory",
+        ours=Side("conv_singular_values", _large, _large_spectrum, 1024),
+        peer=Side(f"fft2 of the whole, svdvals of {PEER_MATRICES} frequencies", _large, _few_svdvals, PEER_MATRICES),
+        threads=1,
+        least_ratio=1.8,
+        most_gib=2,
+        unit="frequency",
+    ),
+    Row(
+        name="projection-256",
+        what="projection of a 3 x 3 convolution, 256 <- 256 channels, n = 32, in memory",
+        ours=Side("project_norm_preserving", _large, _large_projection, 1024),
+        peer=Side(f"fft2 of the whole, svd of {PEER_MATRICES} frequencies", _large, _few_polar, PEER_MATRICES),
+        threads=1,
+        least_ratio=1.5,
+        most_gib=2,
+        unit="frequency",
+    ),
+)

@@ -1,0 +1,74 @@
+"""Trials of the experiments of Zaeemzadeh et al. 2018, Section 3 and Figure 2, on the digits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from resid.lab.norm_study import Passage, follow_three_layers, follow_transitions
+from resid.ledger.evidence import Seeds
+
+__all__ = ["Figure2", "energy_assumption", "figure_2"]
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Figure2:
+    """Trainings of the three-layer network: runs[projected][pair] has one `Passage` for each seed."""
+
+    runs: dict[bool, dict[Pair, list[Passage]]]
+    seeds: tuple[int, ...]
+    what: str
+
+    def mean(self, projected: bool, pair: Pair, name: str) -> np.ndarray:
+        """Mean over the last epoch of "ratio", "deviation", "share" or "passed", (seeds,)."""
+        return np.array([run.last_epoch(name)[0] for run in self.runs[projected][pair]])
+
+    def projection_helps(self) -> Seeds:
+        """Mean deviation over all pairs without projection minus that with it."""
+        means = {
+            projected: np.mean([self.mean(projected, pair, "deviation") for pair in runs], 0)
+            for projected, runs in self.runs.items()
+        }
+        return self._seeds(means[False] - means[True])
+
+    def many_channels(self, least: int) -> Seeds:
+        """Largest distance of a mean ratio from 1 among pairs of at least so many channels, with projection."""
+        return self._seeds(np.max([np.abs(self.mean(True, p, "ratio") - 1) for p in self._many(least)], 0))
+
+    def few_channels(self, least: int) -> Seeds:
+        """Deviation at 2 to 2 channels minus the largest of the pairs of many channels, with projection."""
+        largest = np.max([self.mean(True, p, "deviation") for p in self._many(least)], 0)
+        return self._seeds(self.mean(True, (2, 2), "deviation") - largest)
+
+    def passed(self, pair: Pair) -> Seeds:
+        """Share of the gradient's energy that passes the ReLU of a pair, with projection."""
+        return self._seeds(self.mean(True, pair, "passed"))
+
+    def _many(self, least: int) -> list[Pair]:
+        return [pair for pair in self.runs[True] if min(pair) >= least]
+
+    def _seeds(self, values: np.ndarray) -> Seeds:
+        return Seeds(values.tolist(), self.seeds, self.what)
+
+
+def figure_2(pairs: Sequence[Pair], seeds: Sequence[int], epochs: int, kernel: int = 3) -> Figure2:
+    """Train the three-layer network of every pair (c, d) with and without projection."""
+    runs = {
+        projected: {
+            pair: [follow_three_layers(*pair, projected, seed, epochs, kernel) for seed in seeds] for pair in pairs
+        }
+        for projected in (False, True)
+    }
+    shown = ", ".join(f"{c} to {d}" for c, d in pairs)
+    return Figure2(runs, tuple(seeds), f"digits, {epochs} epochs, {kernel} x {kernel}, channels {shown}")
+
+
+def energy_assumption(seeds: Sequence[int], epochs: int, width: int = 4) -> tuple[Seeds, list[Passage]]:
+    """Share of the gradient's energy in the range of the transitions of ProcResNet-22, over 1/2, in the last epoch."""
+    runs = [follow_transitions(seed, epochs, width=width) for seed in seeds]
+    shares = [float(run.last_epoch("share").mean()) / 0.5 for run in runs]
+    return Seeds(shares, seeds, f"digits, ProcResNet-22 of width {width}, {epochs} epochs, both transitions"), runs
