@@ -4,3 +4,15 @@
 `resid.ledger` the claims and the evidence for and against them, `resid.book` what the notebooks share. Import what you
 need from there; this package imports nothing by itself, so a chapter depends only on what it uses.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`resid.audit` is `resid.lab.audit.audit`, imported when it is first asked for."""
+    if name == "audit":
+        return importlib.import_module("resid.lab.audit").audit
+    raise AttributeError(f"module 'resid' has no attribute {name!r}")

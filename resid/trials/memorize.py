@@ -205,7 +205,7 @@ def final_block(n: int, generator: Generator) -> tuple[Counterexample, Cases]:
 
 def surrogate_vectors(seeds: int, draws: int, classes: tuple[int, ...], first: int = 0) -> Seeds:
     """Share of draws in which r random unit vectors in ceil(4 log r) + 1 dimensions have products below 1/2, the least
-    over r."""
+    over r, in the order given; once one share is zero it is the least, and the rest is not drawn."""
     shares = []
     for seed in range(first, first + seeds):
         generator = Generator().manual_seed(seed)
@@ -217,6 +217,8 @@ def surrogate_vectors(seeds: int, draws: int, classes: tuple[int, ...], first: i
                 q = unit_points(r, k, generator).to(torch.float32)
                 good += bool((q @ q.mT).fill_diagonal_(-1.0).max() < 0.5)
             each.append(good / draws)
+            if not good:
+                break
         shares.append(min(each))
     what = f"{draws} draws each for r = {', '.join(map(str, classes))}"
     return Seeds(shares, range(first, first + seeds), what)

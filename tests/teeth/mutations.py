@@ -30,6 +30,7 @@ NORMS = ("tests/theory/test_norms.py", "norms/bounds")
 FLOW = ("tests/theory/test_near_identity_flow.py", "norms/bounds")
 SPECTRUM = ("tests/theory/test_conv_spectrum.py", "norms/conv_spectrum")
 PROCRUSTES = ("tests/theory/test_procrustes.py", "norms/procrustes")
+AUDIT = ("tests/lab/test_audit.py", "norms/audit")
 LEDGER = ("tests/ledger/test_ledger.py", "")
 
 MUTATIONS = (
@@ -410,6 +411,27 @@ MUTATIONS = (
         "    imaginary = A.imag if slip else -A.imag",
         "    imaginary = -A.imag",
         *PROCRUSTES,
+    ),
+    Mutation(
+        "audit: gradients of input and output exchanged",
+        "resid/lab/audit.py",
+        "        into, out = (_norm(g)",
+        "        out, into = (_norm(g)",
+        *AUDIT,
+    ),
+    Mutation(
+        "audit: running averages not put back",
+        "resid/lab/audit.py",
+        "                    buffer.copy_(value)",
+        "                    buffer.copy_(buffer)",
+        *AUDIT,
+    ),
+    Mutation(
+        "audit: bound by the smallest singular values",
+        "resid/lab/audit.py",
+        "        return math.prod(layer.sigma_max for layer",
+        "        return math.prod(layer.sigma_min for layer",
+        *AUDIT,
     ),
     Mutation(
         "limits not applied",
