@@ -1,4 +1,7 @@
-"""MNIST, CIFAR-10 and CIFAR-100 read from the official files, each file's MD5 compared before anything is unpacked."""
+"""MNIST, CIFAR-10 and CIFAR-100 read from the official files, each file's MD5 compared before anything is unpacked.
+
+The files are downloaded where they are not there, see `resid.lab.download`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from resid.errors import ResidError
 from resid.lab.data import Dataset
+from resid.lab.download import ARCHIVES, Archive, DataFileError, fetch, unpack
 from resid.theory._check import check_option
 
 __all__ = ["DataFileError", "data_folder", "has_official", "load_official"]
@@ -44,16 +47,14 @@ FILES: dict[tuple[str, str], dict[str, str]] = {
 }
 
 
-class DataFileError(ResidError):
-    """A file of a data set is missing, or is not the official one."""
-
-
 def data_folder() -> Path:
     """Where the official files lie: the environment variable RESID_DATA, else ~/.cache/resid-book."""
     return Path(os.environ.get("RESID_DATA") or Path.home() / ".cache" / "resid-book")
 
 
-def load_official(name: str, split: str = "train", folder: str | Path | None = None) -> Dataset:
+def load_official(
+    name: str, split: str = "train", folder: str | Path | None = None, *, download: bool = True
+) -> Dataset:
     """Images (n, channels, height, width), uint8, and labels (n,), int64, of a data set in its official layout.
 
     The layout is that of the unpacked archives: MNIST/raw/*-ubyte, cifar-10-batches-py/*, cifar-100-python/*
@@ -61,13 +62,17 @@ def load_official(name: str, split: str = "train", folder: str | Path | None = N
 
     Args:
         name: "mnist", "cifar10" or "cifar100". split: "train" or "test". folder: default `data_folder()`.
+        download: fetch and unpack the official archives where a file is missing.
 
     Raises:
-        OptionError: unknown name or split. DataFileError: a file is missing, or its MD5 is not the official one.
+        OptionError: unknown name or split. DataFileError: a file is missing, or its MD5 is not the official one, or no
+            mirror could give it, or the folder cannot be written.
     """
     check_option("name", name, OFFICIAL)
     check_option("split", split, SPLITS)
     root = data_folder() if folder is None else Path(folder)
+    if download and not has_official(name, split, root):
+        _download(name, split, root)
     contents = [_read(root / file, md5) for file, md5 in FILES[name, split].items()]
     images, labels = _mnist(*contents) if name == "mnist" else _cifar(contents)
     return Dataset(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), f"{name} {split}, official")
@@ -81,12 +86,29 @@ def has_official(name: str, split: str = "train", folder: str | Path | None = No
     return all((root / file).is_file() for file in FILES[name, split])
 
 
+def _download(name: str, split: str, root: Path) -> None:
+    files = FILES[name, split]
+    for archive in ARCHIVES[name]:
+        members = {file: md5 for file, md5 in files.items() if _holds(archive, file)}
+        if missing := {file: md5 for file, md5 in members.items() if not (root / file).is_file()}:
+            path = fetch(archive, root)
+            unpack(path, missing, root)
+            if name == "mnist" or all(has_official(name, other, root) for other in SPLITS):
+                path.unlink(missing_ok=True)
+
+
+def _holds(archive: Archive, file: str) -> bool:
+    """Whether an archive has a file: everything in a .tar.gz, or the one file that a .gz is named after."""
+    return archive.name.endswith(".tar.gz") or file.endswith("/" + archive.name.removesuffix(".gz"))
+
+
 def _read(path: Path, md5: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataFileError(
-            f"{path} cannot be read ({error.strerror}): unpack the official archive in the folder that RESID_DATA names"
+            f"{path} cannot be read ({error.strerror}): download=True fetches the official archive, or unpack it in "
+            "the folder that RESID_DATA names"
         ) from error
     actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if actual != md5:

@@ -73,7 +73,7 @@ def test_nothing_else_is_ever_unpickled(monkeypatch, tmp_path):
 
 def test_files_that_are_not_the_official_ones_are_refused(monkeypatch, tmp_path):
     with pytest.raises(DataFileError, match=r"train cannot be read .*RESID_DATA"):
-        load_official("cifar100", "train", tmp_path)
+        load_official("cifar100", "train", tmp_path, download=False)
     place(monkeypatch, tmp_path, "cifar10", "test", [batch(np.zeros((2, 3072), np.uint8), b"labels")])
     path = tmp_path / "cifar-10-batches-py" / "test_batch"
     whole = path.read_bytes()
