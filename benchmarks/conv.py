@@ -66,18 +66,21 @@ def _large_spectrum(K: Tensor) -> None:
     conv_singular_values(K, 32)
 
 
-def _few_svdvals(K: Tensor) -> None:
-    """The same decomposition for some frequencies out of 1,024, from the whole transform."""
-    A = torch.fft.fft2(K.double(), (32, 32)).permute(2, 3, 0, 1).flatten(0, 1)
-    torch.linalg.svdvals(A[:PEER_MATRICES].contiguous())
+def _few_frequencies() -> Tensor:
+    """Matrices of some frequencies out of 1,024; the transform is outside the clock."""
+    spectrum = torch.fft.fft2(_large(), (32, 32)).permute(2, 3, 0, 1)
+    return spectrum.flatten(0, 1)[:PEER_MATRICES].contiguous()
+
+
+def _few_svdvals(A: Tensor) -> None:
+    torch.linalg.svdvals(A.to(torch.complex128))
 
 
 def _large_projection(K: Tensor) -> None:
     project_norm_preserving(K, 32)
 
 
-def _few_polar(K: Tensor) -> None:
-    A = torch.fft.fft2(K, (32, 32)).permute(2, 3, 0, 1).flatten(0, 1)[:PEER_MATRICES].contiguous()
+def _few_polar(A: Tensor) -> None:
     U, _, Vh = torch.linalg.svd(A, full_matrices=False)
     U @ Vh
 
@@ -145,9 +148,9 @@ ROWS = (
         name="conv-spectrum-256",
         what="all singular values of a 3 x 3 convolution, 256 <- 256 channels, n = 32, in memory",
         ours=Side("conv_singular_values", _large, _large_spectrum, 1024),
-        peer=Side(f"fft2 of the whole, svdvals of {PEER_MATRICES} frequencies", _large, _few_svdvals, PEER_MATRICES),
+        peer=Side(f"svdvals of {PEER_MATRICES} frequencies", _few_frequencies, _few_svdvals, PEER_MATRICES),
         threads=1,
-        least_ratio=1.8,
+        least_ratio=1.5,
         most_gib=2,
         unit="frequency",
     ),
@@ -155,9 +158,9 @@ ROWS = (
         name="projection-256",
         what="projection of a 3 x 3 convolution, 256 <- 256 channels, n = 32, in memory",
         ours=Side("project_norm_preserving", _large, _large_projection, 1024),
-        peer=Side(f"fft2 of the whole, svd of {PEER_MATRICES} frequencies", _large, _few_polar, PEER_MATRICES),
+        peer=Side(f"svd of {PEER_MATRICES} frequencies", _few_frequencies, _few_polar, PEER_MATRICES),
         threads=1,
-        least_ratio=1.5,
+        least_ratio=1.3,
         most_gib=2,
         unit="frequency",
     ),

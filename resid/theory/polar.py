@@ -36,8 +36,9 @@ POLAR_EXPRESS = (
 #: Each quintic but the last is applied to X / 1.01, so that rounding cannot push a singular value out of its interval.
 _SAFETY = 1.01
 _MOST_STEPS = 80
-#: Coefficients of (1 - x)^(-1/2) = sum b_j x^j.
-_BINOMIAL = tuple(math.comb(2 * j, j) / 4**j for j in range(10))
+#: Blocks of the binomial series, whose order is the square of their number, and its coefficients.
+_MOST_BLOCKS = 5
+_BINOMIAL = tuple(math.comb(2 * j, j) / 4**j for j in range(_MOST_BLOCKS**2 + 2))
 
 
 def polar_factor(A: Any, method: str = "auto") -> Tensor:
@@ -109,22 +110,21 @@ def _binomial_series(off: Tensor, eye: Tensor, tolerance: float) -> Tensor | Non
     """(I - E)^(-1/2) for Hermitian E of norm below about 1/2, to the order that the tolerance needs, or None."""
     if float(off.abs().amax()) > 0.5:  # no entry is above the norm
         return None
-    square = off @ off
+    powers = [eye, off, off @ off]
     # sqrt(||E^2||_F) bounds the spectral norm, and is nearer to it than ||E||_F
-    size = float(torch.linalg.matrix_norm(square).amax()) ** 0.5
-    for order in (3, 4, 8):
-        if size < 1 and _BINOMIAL[order + 1] * size ** (order + 1) / (1 - size) <= tolerance:
+    size = float(torch.linalg.matrix_norm(powers[2]).amax()) ** 0.5
+    for m in range(2, _MOST_BLOCKS + 1):
+        if size < 1 and _BINOMIAL[m * m + 1] * size ** (m * m + 1) / (1 - size) <= tolerance:
             break
     else:
         return None
-    b = _BINOMIAL
-    if order == 3:  # one more product is saved
-        return eye + b[1] * off + square @ (b[2] * eye + b[3] * off)
-    if order == 4:
-        return eye + b[1] * off + square @ (b[2] * eye + b[3] * off + b[4] * square)
-    cube = square @ off
-    last = b[6] * eye + b[7] * off + b[8] * square
-    return eye + b[1] * off + b[2] * square + cube @ (b[3] * eye + b[4] * off + b[5] * square + cube @ last)
+    for _ in range(m - 2):
+        powers.append(powers[-1] @ off)
+    # order m^2 by 2 (m - 1) products: m blocks of m terms, joined by E^m, the last block with one term more
+    result = sum(_BINOMIAL[m * m - m + i] * powers[i] for i in range(m + 1))
+    for block in range(m - 2, -1, -1):
+        result = powers[m] @ result + sum(_BINOMIAL[m * block + i] * powers[i] for i in range(m))
+    return result
 
 
 # ----------------------------------------------------------------------------------------------------------- private

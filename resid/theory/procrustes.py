@@ -186,12 +186,24 @@ def _nearest(taps: Taps, method: str) -> Tensor:
     values = taps.values
     if values.shape[-1] == 1:  # one shift: A(w) is the same matrix for all w, up to a phase
         return polar_factor(values[..., 0], method)[..., None]
-    if method == "auto" and not values.is_cuda and not values.requires_grad:
+    gram = prefers_gram(*values.shape[1:3]) or _near_isometry(values.sum(-1))  # of A(0)
+    if method == "auto" and gram and not values.is_cuda and not values.requires_grad:
         return _by_autocorrelation(taps)
+    if method == "auto" and not gram and not values.is_cuda:
+        method = "svd"  # which "auto" would end at
     found = torch.zeros_like(values)
     for A, weight, cos, sin in transfer(taps):
         found = found + backward_transfer(taps, polar_factor(A, method), weight, cos, sin)
     return found
+
+
+def _near_isometry(A: Tensor) -> bool:
+    """Whether the Gram matrices on the short side are within reach of a binomial series around a multiple of I."""
+    short = A if A.shape[-2] >= A.shape[-1] else A.mT
+    gram = short.mT @ short
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    off = gram - mean * torch.eye(gram.shape[-1], dtype=A.dtype, device=A.device)
+    return bool((torch.linalg.matrix_norm(off @ off).sqrt() <= 0.7 * mean.flatten()).all())
 
 
 def _by_autocorrelation(taps: Taps) -> Tensor:

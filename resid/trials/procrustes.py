@@ -263,7 +263,7 @@ def isometric_kernel(d: int, c: int, generator: Generator) -> Tensor:
     """A random 3 x 3 kernel (d, c, 3, 3), d >= c, that is norm-preserving exactly: A(w)^H A(w) = (d/c) I for all w.
 
     A product of a random orthogonal matrix and factors P + (I - P) z with orthogonal projections P, two for each of
-    the two directions z, of which c columns are kept. Each factor is unitary where |z| = 1.
+    the two directions z, of which c columns are kept. Each factor is unitary where z has modulus 1.
     """
     taps = {(0, 0): torch.linalg.qr(_normal(generator, d, d))[0]}
     for step in ((1, 0), (1, 0), (0, 1), (0, 1)):

@@ -24,7 +24,7 @@ from tools.paths import ROOT
 
 COPIED = ("resid", "tests", "book", "results", "pyproject.toml")
 #: What a chapter may stop with: its own checks, and errors that its trials raise about numbers.
-STOPS = ("CheckFailed", "ClaimFailed", "ArithmeticError", "AssertionError", "DeterminantError")
+STOPS = ("CheckFailed", "ClaimFailed", "ArithmeticError", "AssertionError", "DeterminantError", "ConvergenceError")
 
 
 @contextmanager

@@ -379,9 +379,9 @@ MUTATIONS = (
     ),
     Mutation(
         "Gram matrix on the long side",
-        "resid/theory/procrustes.py",
-        "    tall = rows >= columns  #",
-        "    tall = rows <= columns  #",
+        "resid/theory/polar.py",
+        "    if A.shape[-2] < A.shape[-1]:  # work on tall",
+        "    if A.shape[-2] > A.shape[-1]:  # work on tall",
         *PROCRUSTES,
     ),
     Mutation(
