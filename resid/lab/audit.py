@@ -181,12 +181,9 @@ def audit(
         ShapeError: the loss is no scalar. What the model itself raises passes through.
 
     Example:
-        >>> layer = nn.Linear(4, 4, bias=False)
-        >>> with torch.no_grad():
-        ...     layer.weight.copy_(3 * torch.eye(4))
-        Parameter containing:
-        ...
-        >>> audit(nn.Sequential(layer), torch.ones(2, 4), torch.sum, nn.Linear, direction="in/out").ratios
+        >>> triple = nn.utils.skip_init(nn.Linear, 4, 4, bias=False)
+        >>> _ = nn.init.eye_(triple.weight).data.mul_(3)
+        >>> audit(nn.Sequential(triple), torch.ones(2, 4), torch.sum, nn.Linear, direction="in/out").ratios
         array([3.])
     """
     check_option("direction", direction, DIRECTIONS)

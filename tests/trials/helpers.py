@@ -13,3 +13,9 @@ def passes(claim_id, evidence):
     claim = get_claim(claim_id)
     assert evidence.malformed(claim) == []
     assert evidence.unfavourable(claim, "smoke") == []
+
+
+def fails(claim_id, evidence):
+    claim = get_claim(claim_id)
+    assert evidence.malformed(claim) == []
+    assert evidence.unfavourable(claim, "smoke")

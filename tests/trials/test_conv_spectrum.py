@@ -7,16 +7,9 @@ import pytest
 import sympy as sp
 import torch
 
-from resid.ledger import get_claim
 from resid.trials import conv_spectrum as trials
-from tests.trials.helpers import generator, passes
+from tests.trials.helpers import fails, generator, passes
 from tests.twins.conv import conv_matrix_twin
-
-
-def fails(claim_id, evidence):
-    claim = get_claim(claim_id)
-    assert evidence.malformed(claim) == []
-    assert evidence.unfavourable(claim, "smoke")
 
 
 def test_the_two_second_definitions_agree():

@@ -4,29 +4,12 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from resid.lab import norm_study
-from resid.ledger import get_claim
 from resid.theory.conv_spectrum import conv_singular_values
 from resid.trials import norm_drift
 from resid.trials import procrustes as trials
-from tests.trials.helpers import generator, passes
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Many small matrices: a second thread gains nothing and waits long where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def fails(claim_id, evidence):
-    claim = get_claim(claim_id)
-    assert evidence.malformed(claim) == []
-    assert evidence.unfavourable(claim, "smoke")
+from tests.trials.helpers import fails, generator, passes
 
 
 def test_energy_identities_pass_and_notice_wrong_vectors_and_scales(monkeypatch):

@@ -8,28 +8,12 @@ import sympy as sp
 import torch
 
 from resid.lab.data import load_whitened
-from resid.ledger import get_claim
 from resid.ledger.evidence import Seeds
 from resid.theory.shortcut import ShortcutNetwork, second_moments
 from resid.trials import shortcut_depth as depth
 from resid.trials import shortcut_start as start
 from resid.trials import symbolic_shortcut as symbolic
-from tests.trials.helpers import generator, passes
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Many small eigenvalue problems: a second thread gains nothing and waits long where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def fails(claim_id, evidence):
-    claim = get_claim(claim_id)
-    assert evidence.malformed(claim) == []
-    assert evidence.unfavourable(claim, "smoke")
+from tests.trials.helpers import fails, generator, passes
 
 
 @pytest.fixture(scope="module")

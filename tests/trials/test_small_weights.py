@@ -4,28 +4,12 @@ import math
 
 import mpmath
 import pytest
-import torch
 
-from resid.ledger import get_claim
 from resid.theory import small_weights as library
 from resid.theory.small_weights import construct_small_weight_network
 from resid.trials import small_weights as trials
 from resid.trials.many_digits import arc_round, open_loop_error
-from tests.trials.helpers import generator, passes
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def fails(claim_id, evidence):
-    claim = get_claim(claim_id)
-    assert evidence.malformed(claim) == []
-    assert evidence.unfavourable(claim, "smoke")
+from tests.trials.helpers import fails, generator, passes
 
 
 def test_trials_of_the_lemmas_pass():
