@@ -90,8 +90,8 @@ class BlockAudit:
 
     @property
     def bound(self) -> float:
-        """The product of its layers' largest singular values: the delta of Corollary 1 for a block that is the identity
-        plus these layers with ReLUs between; NaN with a normalisation in it, to which the corollary does not apply."""
+        """The product of its layers' largest singular values, which is the delta of Corollary 1 for a block that is the
+        identity plus these layers with ReLUs between; NaN with a normalisation in it, to which the corollary does not apply."""
         return math.prod(layer.sigma_max for layer in self.layers) if self.layers and not self.normalised else math.nan
 
 

@@ -41,7 +41,7 @@ def _mnist(name: str, md5: str) -> Archive:
     return Archive(name, md5, tuple(root + name for root in roots))
 
 
-#: The archives of each data set. The CIFAR home server comes last: it has been throttled since June 2026.
+# The archives of each data set. The CIFAR home server comes last: it has been throttled since June 2026.
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "mnist": (
         _mnist("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),

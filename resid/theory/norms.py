@@ -44,7 +44,7 @@ DIRECTIONS = ("in/out", "out/in")
 FORMS = ("plain", "preactivation")
 VERSIONS = ("optimal", "polar", "printed")
 
-#: The largest absolute slope of common activations: for GELU Phi(x) + x phi(x) at sqrt(2), for SiLU at x tanh(x/2) = 2.
+# The largest absolute slope of common activations: for GELU Phi(x) + x phi(x) at sqrt(2), for SiLU at x tanh(x/2) = 2.
 SLOPES = {
     "linear": 1.0,
     "relu": 1.0,
