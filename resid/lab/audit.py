@@ -91,7 +91,7 @@ class BlockAudit:
     @property
     def bound(self) -> float:
         """The product of its layers' largest singular values, which is the delta of Corollary 1 for a block that is the
-        identity plus these layers with ReLUs between; NaN with a normalisation in it, to which the corollary does not apply."""
+        identity plus these layers with ReLUs between; NaN with a normalisation in it, which voids the corollary."""
         return math.prod(layer.sigma_max for layer in self.layers) if self.layers and not self.normalised else math.nan
 
 
@@ -117,14 +117,7 @@ class Audit:
 
     def table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Header and rows."""
-        head = [
-            "block",
-            f"gradient norm {self.direction}",
-            "branch/stream",
-            "sigma min",
-            "sigma max",
-            "bound on |ratio - 1|",
-        ]
+        head = ["block", f"gradient {self.direction}", "branch/stream", "sigma min", "sigma max", "bound"]
         return head, [
             (b.name, b.ratio(self.direction), b.branch_to_stream, b.sigma_min, b.sigma_max, b.bound)
             for b in self.blocks
@@ -133,7 +126,8 @@ class Audit:
     def __str__(self) -> str:
         """The table as plain text."""
         head, rows = self.table()
-        cells = [head] + [[str(row[0])] + [f"{value:.4g}" for value in row[1:]] for row in rows]
+        shown = [[row[0], *("-" if math.isnan(value) else f"{value:.4g}" for value in row[1:])] for row in rows]
+        cells = [head, *shown]
         widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
         return "\n".join([*lines, f"end to end {self.direction}: {self.end_to_end:.4g}, loss {self.loss:.4g}"])

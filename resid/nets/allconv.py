@@ -52,7 +52,7 @@ class AllConvBlock(nn.Module):
 
 
 class AllConvResNet(nn.Module):
-    """Stem, stages of blocks (`AllConvBlock`), global average, and a random projection to the classes that is not trained.
+    """Stem, stages of blocks (`AllConvBlock`), global average, and a random projection to the classes, not trained.
 
     The defaults are the rows of the paper's Table 1: 55 convolutions, 13,538,736 trainable parameters. The first block
     of every stage but the first halves the image.

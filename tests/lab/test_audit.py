@@ -292,7 +292,7 @@ def test_other_bad_arguments_are_named():
 def test_table_text_and_figure():
     found = audit(chain(), torch.randn(6, 4, dtype=torch.float64), squares, Residual)
     head, rows = found.table()
-    assert head[1] == "gradient norm out/in"
+    assert head[1] == "gradient out/in"
     assert [row[1] for row in rows] == pytest.approx(found.ratios)
     text = str(found).splitlines()
     assert len(text) == 5
