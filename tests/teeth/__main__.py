@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from tests.teeth.mutations import MUTATIONS, Mutation
@@ -113,7 +114,7 @@ def main() -> None:
     failures = 0
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         controls = dict.fromkeys((m.tests, m.chapter) for m in wanted)
-        for line, good in [*pool.map(unbroken, controls), *pool.map(bite, wanted)]:
+        for line, good in chain(pool.map(unbroken, controls), pool.map(bite, wanted)):
             print(line, flush=True)
             failures += not good
     print(f"{len(wanted)} mutations, {failures} went unnoticed or could not be tried")
