@@ -100,6 +100,22 @@ def test_a_notebook_runs_once_and_again_when_its_module_changes(project):
     assert not nbformat.read(path, as_version=4).cells[2].outputs  # the source stays bare
 
 
+def test_a_notebook_runs_again_when_its_cells_are_split_or_renamed(project):
+    path = project / "book" / "one.ipynb"
+    write(path, "x = 1\nx + 40")
+    assert notebooks.execute(path).startswith("  ran")
+    write(path, "x = 1", "x + 40")  # the same code, in two cells
+    assert notebooks.execute(path).startswith("  ran")
+    staged = nbformat.reads(site.with_outputs(path).decode(), as_version=4)
+    assert staged.cells[2].outputs[0].data["text/plain"] == "41"
+    bare = nbformat.read(path, as_version=4)
+    bare.cells[2].id = "another-name"
+    nbformat.write(bare, path)
+    assert notebooks.execute(path).startswith("  ran")
+    staged = nbformat.reads(site.with_outputs(path).decode(), as_version=4)
+    assert staged.cells[2].outputs[0].data["text/plain"] == "41"
+
+
 def test_a_failing_cell_is_named_and_tried_again(project):
     path = write(project / "book" / "one.ipynb", "x = 1", "assert x == 2, 'x is wrong'")
     for _ in range(2):
