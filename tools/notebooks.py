@@ -1,8 +1,8 @@
 """Execute notebooks with papermill, each once, and again only when something it depends on has changed.
 
-A notebook depends on its own code cells and their ids, on the modules of `resid` that it imports (directly or through others), on
-the data files of the package and on constraints.txt. Text may change without a new run. Notebooks whose metadata say
-`"resid": {"reads": "records"}` run last and depend on the records of the others and on results/.
+A notebook depends on its own code cells and their ids, on the modules of `resid` that it imports (directly or through
+others), on the data files of the package and on constraints.txt. Text may change without a new run. Notebooks whose
+metadata say `"resid": {"reads": "records"}` run last and depend on the records of the others and on results/.
 """
 
 from __future__ import annotations
