@@ -63,7 +63,9 @@ class Figure2:
         return [pair for pair in self.runs[True] if min(pair) >= least]
 
     def _seeds(self, values: np.ndarray) -> Seeds:
-        return Seeds(values.tolist(), self.seeds, self.what)
+        again = ", ".join(f"{count} of {c} to {d}" for (c, d), count in self.redrawn.items())
+        what = f"{self.what}; drawn again since they died: {again}" if again else self.what
+        return Seeds(values.tolist(), self.seeds, what)
 
 
 def figure_2(study: NormStudy, pairs: Sequence[Pair], seeds: Sequence[int], epochs: int, kernel: int = 3) -> Figure2:
@@ -83,5 +85,6 @@ def energy_assumption(
     """Share of the gradient's energy in the range of the transitions of ProcResNet-22, over 1/2, in the last epoch."""
     runs = [study.transitions(seed, epochs, width=width) for seed in seeds]
     shares = [float(run.last_epoch("share").mean()) / 0.5 for run in runs]
-    what = f"{study.data.name}, ProcResNet-22 of width {width}, {epochs} epochs, both transitions"
+    net = f"ProcResNet-22 of width {width}, both transitions"
+    what = f"{study.data.name}, {epochs} epochs, rate {study.recipe.rate:g}, {net}"
     return Seeds(shares, seeds, what), runs

@@ -22,6 +22,8 @@ from resid.lab.norm_study import (
     follow_three_layers,
     follow_transitions,
 )
+from resid.nets.preact import ProcResNet
+from resid.nets.procrustes import ProcrustesProjection
 from resid.theory.conv_spectrum import conv_matrix
 from resid.trials import norm_drift
 from tools import notebooks
@@ -174,6 +176,39 @@ def test_measurements_are_those_of_plain_autograd():
     assert passage.passed[0, 0] == pytest.approx(float((g_linear.norm() / g_out.norm()) ** 2), rel=1e-4)
 
 
+def test_every_other_step_starts_from_a_projected_layer():
+    """ratio^2 = 1 / (s^2 f r) where all singular values of a pointwise layer are s, and not in between."""
+    for run in follow_three_layers(synthetic(), 3, 6, True, (0, 1), 3, replace(SMALL, share_every=1), kernel=1):
+        gap = np.abs(run.ratio**2 * 4 * run.share * run.passed - 1)[:, 0]
+        assert gap[::2].max() < 1e-4
+        assert gap[1::2].min() > 1e-3
+
+
+def test_transitions_are_measured_as_by_plain_autograd():
+    data, recipe = synthetic(), Recipe(0.01, 20)
+    passage = follow_transitions(data, 3, 1, recipe, blocks=1, width=2)
+    torch.manual_seed(3)
+    net = ProcResNet(13, 2, channels=3)
+    layers = net.linear_convolutions()
+    ProcrustesProjection([(layer, 8) for layer in layers]).project()
+    ends = []
+    for layer in layers[1:]:
+        layer.register_forward_hook(lambda _, given, out: ends.extend([given[0], out]))
+    index, _ = next(norm_study._steps(data, recipe, (3,), 1))
+    x, labels = data.batch(index)
+    loss = torch.nn.functional.cross_entropy(net(x), labels[:, 0])
+    gradients = torch.autograd.grad(loss, ends)
+    assert passage.loss[0] == pytest.approx(loss.item(), rel=1e-4)
+    assert np.all(passage.passed == 1)
+    for j, layer in enumerate(layers[1:]):
+        g_in, g_out = gradients[2 * j : 2 * j + 2]
+        columns = torch.linalg.svd(layer.weight.detach()[:, :, 0, 0], full_matrices=False)[0]
+        inside = (g_out.movedim(1, -1) @ columns).square().sum() / g_out.square().sum()
+        assert passage.share[0, j] == pytest.approx(float(inside), rel=1e-3)
+        assert passage.ratio[0, j] == pytest.approx(float(g_out.norm() / g_in.norm()), rel=1e-3)
+        assert passage.ratio[0, j] == pytest.approx((2 * float(inside)) ** -0.5, rel=1e-3)
+
+
 def test_the_share_is_measured_at_some_steps_only():
     data = synthetic(count=240)
     passage = follow_three_layers(data, 2, 4, True, (0,), 1, SMALL)[0]
@@ -221,6 +256,7 @@ def test_a_dead_network_is_drawn_again_and_said_so(monkeypatch):
     assert asked[: len(asked) // 2] == [(0, 1), (2,), (1001, 1002), (2001,)]
     assert [run.seed for run in found.runs[True][2, 2]] == [0, 2001, 1002]
     assert found.redrawn == {(2, 2): 4}
+    assert "drawn again since they died: 4 of 2 to 2" in found.few_channels(2).what
     assert not any(run.dead for run in found.runs[False][2, 2])
 
 
