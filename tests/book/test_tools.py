@@ -6,6 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from resid.lab import norm_study
 from tools import links, lint_notebooks, notebooks, site
 from tools.paths import ROOT
 from tools.repository import colab_link, set_address, setup_cell
@@ -38,6 +39,14 @@ def test_chapters_depend_on_what_they_use_and_no_more():
     factor = names(notebooks.dependencies(notebooks.code(FACTOR)))
     assert {"resid/theory/factor.py", "resid/trials/factor.py", "resid/book.py"} <= factor
     assert "resid/trials/landscape.py" not in factor
+
+
+def test_a_journal_depends_on_all_that_decides_a_training():
+    used = notebooks.dependencies("from resid.lab import norm_study")
+    numeric = {p for p in used if p.parent.name in ("lab", "nets", "theory") and p.name != "__init__.py"}
+    left_out = {p.relative_to(ROOT / "resid").as_posix() for p in numeric - set(norm_study.SOURCES)}
+    assert left_out == {"lab/journal.py", "lab/download.py", "theory/conv_spectrum.py"}  # of no influence
+    assert set(norm_study.SOURCES) <= used
 
 
 @pytest.fixture

@@ -26,8 +26,6 @@ from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import ProcrustesProjection
 from resid.theory.conv_spectrum import conv_matrix
 from resid.trials import norm_drift
-from tools import notebooks
-from tools.paths import ROOT
 
 SMALL = replace(PAPER, batch=20)
 needs_files = pytest.mark.skipif(
@@ -344,15 +342,6 @@ def test_a_piece_is_of_its_settings(tmp_path):
         assert journal.computed == i + 1
     ways[0][0].three_layers(*ways[0][1])
     assert journal.computed == len(ways)
-
-
-def test_sources_are_all_that_decides_a_training():
-    used = notebooks.dependencies("from resid.lab import norm_study")
-    numeric = {p for p in used if p.parent.name in ("lab", "nets", "theory") and p.name != "__init__.py"}
-    needless = {"lab/journal.py", "lab/download.py", "theory/conv_spectrum.py"}
-    left_out = {p.relative_to(ROOT / "resid").as_posix() for p in numeric - set(SOURCES)}
-    assert left_out <= needless
-    assert set(SOURCES) <= used
 
 
 # ------------------------------------------------------------------------------------------------------------ CIFAR-10
