@@ -18,7 +18,7 @@ __all__ = ["MOVES", "Images", "load_images"]
 DATA = ("digits", "cifar10")
 #: Pixels by which an image is moved at most.
 _PAD = 4
-#: How many values there are for each of a move's numbers: rows, columns, whether mirrored.
+#: How many values each number of a move can have (rows, columns, whether mirrored).
 MOVES = (2 * _PAD + 1, 2 * _PAD + 1, 2)
 
 

@@ -107,7 +107,7 @@ class Passage:
     @property
     def dead(self) -> bool:
         """Whether it diverged, or the gradient vanished at half of the last epoch's steps, all units of a layer off."""
-        return bool(np.isnan(self.ratio[-self.per_epoch :]).mean() >= 0.5)
+        return bool(np.isfinite(self.ratio[-self.per_epoch :]).mean() <= 0.5)
 
     def last_epoch(self, name: str) -> np.ndarray:
         """Mean of a field over the last epoch, (layers,); steps at which the gradient vanished do not count.
