@@ -1,8 +1,8 @@
 """Execute notebooks with papermill, each once, and again only when something it depends on has changed.
 
-A notebook depends on its own code cells, on the modules of `resid` that it imports (directly or through others), on
-the data files of the package and on constraints.txt. Text may change without a new run. Notebooks whose metadata say
-`"resid": {"reads": "records"}` run last and depend on the records of the others and on results/.
+A notebook depends on its own code cells and their ids, on the modules of `resid` that it imports (directly or through
+others), on the data files of the package and on constraints.txt. Text may change without a new run. Notebooks whose
+metadata say `"resid": {"reads": "records"}` run last and depend on the records of the others and on results/.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import ast
 import functools
 import hashlib
+import json
 import os
 import platform
 import re
@@ -98,7 +99,10 @@ def fingerprint(path: Path) -> str:
     if reads_records(path):
         files |= set(RECORDS.glob("*.json")) | set((ROOT / "results").glob("*.json"))
         files |= set((ROOT / "benchmarks").rglob("*.json"))
-    digest = hashlib.sha256(f"{platform.python_version()} {path.relative_to(ROOT)}\n{code(path)}".encode())
+    digest = hashlib.sha256(f"{platform.python_version()} {path.relative_to(ROOT)}\n".encode())
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":  # outputs go back to the cell that has the same id
+            digest.update(f"{json.dumps([cell.id, cell.source])}\n".encode())
     for file in sorted(files):
         digest.update(f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Trials of the experiments of Zaeemzadeh et al. 2018, Section 3 and Figure 2, on the digits."""
+"""Trials of the experiments of Zaeemzadeh et al. 2018, Section 3 and Figure 2, on the digits or on CIFAR-10."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resid.lab.norm_study import Passage, follow_three_layers, follow_transitions
+from resid.lab.norm_study import NormStudy, Passage
 from resid.ledger.evidence import Seeds
 
 __all__ = ["Figure2", "energy_assumption", "figure_2"]
@@ -48,27 +48,43 @@ class Figure2:
         """Share of the gradient's energy that passes the ReLU of a pair, with projection."""
         return self._seeds(self.mean(True, pair, "passed"))
 
+    @property
+    def redrawn(self) -> dict[Pair, int]:
+        """Networks that died and were drawn again, of the pairs that have any."""
+        count: dict[Pair, int] = {}
+        for runs in self.runs.values():
+            for pair, passages in runs.items():
+                again = sum(run.seed != seed for run, seed in zip(passages, self.seeds, strict=True))
+                if again:
+                    count[pair] = count.get(pair, 0) + again
+        return count
+
     def _many(self, least: int) -> list[Pair]:
         return [pair for pair in self.runs[True] if min(pair) >= least]
 
     def _seeds(self, values: np.ndarray) -> Seeds:
-        return Seeds(values.tolist(), self.seeds, self.what)
+        again = ", ".join(f"{count} of {c} to {d}" for (c, d), count in self.redrawn.items())
+        what = f"{self.what}; drawn again since they died: {again}" if again else self.what
+        return Seeds(values.tolist(), self.seeds, what)
 
 
-def figure_2(pairs: Sequence[Pair], seeds: Sequence[int], epochs: int, kernel: int = 3) -> Figure2:
+def figure_2(study: NormStudy, pairs: Sequence[Pair], seeds: Sequence[int], epochs: int, kernel: int = 3) -> Figure2:
     """Train the three-layer network of every pair (c, d) with and without projection."""
     runs = {
-        projected: {
-            pair: [follow_three_layers(*pair, projected, seed, epochs, kernel) for seed in seeds] for pair in pairs
-        }
+        projected: {pair: study.three_layers(pair, projected, seeds, epochs, kernel) for pair in pairs}
         for projected in (False, True)
     }
     shown = ", ".join(f"{c} to {d}" for c, d in pairs)
-    return Figure2(runs, tuple(seeds), f"digits, {epochs} epochs, {kernel} x {kernel}, channels {shown}")
+    what = f"{study.data.name}, {epochs} epochs, {kernel} x {kernel}, rate {study.recipe.rate:g}, channels {shown}"
+    return Figure2(runs, tuple(seeds), what)
 
 
-def energy_assumption(seeds: Sequence[int], epochs: int, width: int = 4) -> tuple[Seeds, list[Passage]]:
+def energy_assumption(
+    study: NormStudy, seeds: Sequence[int], epochs: int, width: int = 4
+) -> tuple[Seeds, list[Passage]]:
     """Share of the gradient's energy in the range of the transitions of ProcResNet-22, over 1/2, in the last epoch."""
-    runs = [follow_transitions(seed, epochs, width=width) for seed in seeds]
+    runs = [study.transitions(seed, epochs, width=width) for seed in seeds]
     shares = [float(run.last_epoch("share").mean()) / 0.5 for run in runs]
-    return Seeds(shares, seeds, f"digits, ProcResNet-22 of width {width}, {epochs} epochs, both transitions"), runs
+    net = f"ProcResNet-22 of width {width}, both transitions"
+    what = f"{study.data.name}, {epochs} epochs, rate {study.recipe.rate:g}, {net}"
+    return Seeds(shares, seeds, what), runs

@@ -6,6 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from resid.lab import norm_study
 from tools import links, lint_notebooks, notebooks, site
 from tools.paths import ROOT
 from tools.repository import colab_link, set_address, setup_cell
@@ -38,6 +39,14 @@ def test_chapters_depend_on_what_they_use_and_no_more():
     factor = names(notebooks.dependencies(notebooks.code(FACTOR)))
     assert {"resid/theory/factor.py", "resid/trials/factor.py", "resid/book.py"} <= factor
     assert "resid/trials/landscape.py" not in factor
+
+
+def test_a_journal_depends_on_all_that_decides_a_training():
+    used = notebooks.dependencies("from resid.lab import norm_study")
+    numeric = {p for p in used if p.parent.name in ("lab", "nets", "theory") and p.name != "__init__.py"}
+    left_out = {p.relative_to(ROOT / "resid").as_posix() for p in numeric - set(norm_study.SOURCES)}
+    assert left_out == {"lab/journal.py", "lab/download.py", "theory/conv_spectrum.py"}  # of no influence
+    assert set(norm_study.SOURCES) <= used
 
 
 @pytest.fixture
@@ -98,6 +107,22 @@ def test_a_notebook_runs_once_and_again_when_its_module_changes(project):
     staged = nbformat.reads(site.with_outputs(path).decode(), as_version=4)
     assert staged.cells[2].outputs[0].data["text/plain"] == "42"
     assert not nbformat.read(path, as_version=4).cells[2].outputs  # the source stays bare
+
+
+def test_a_notebook_runs_again_when_its_cells_are_split_or_renamed(project):
+    path = project / "book" / "one.ipynb"
+    write(path, "x = 1\nx + 40")
+    assert notebooks.execute(path).startswith("  ran")
+    write(path, "x = 1", "x + 40")  # the same code, in two cells
+    assert notebooks.execute(path).startswith("  ran")
+    staged = nbformat.reads(site.with_outputs(path).decode(), as_version=4)
+    assert staged.cells[2].outputs[0].data["text/plain"] == "41"
+    bare = nbformat.read(path, as_version=4)
+    bare.cells[2].id = "another-name"
+    nbformat.write(bare, path)
+    assert notebooks.execute(path).startswith("  ran")
+    staged = nbformat.reads(site.with_outputs(path).decode(), as_version=4)
+    assert staged.cells[2].outputs[0].data["text/plain"] == "41"
 
 
 def test_a_failing_cell_is_named_and_tried_again(project):

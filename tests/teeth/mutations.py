@@ -30,6 +30,7 @@ NORMS = ("tests/theory/test_norms.py", "norms/bounds")
 FLOW = ("tests/theory/test_near_identity_flow.py", "norms/bounds")
 SPECTRUM = ("tests/theory/test_conv_spectrum.py", "norms/conv_spectrum")
 PROCRUSTES = ("tests/theory/test_procrustes.py", "norms/procrustes")
+NORM_DRIFT = ("tests/lab/test_norm_study.py", "norms/procrustes")
 AUDIT = ("tests/lab/test_audit.py", "norms/audit")
 LEDGER = ("tests/ledger/test_ledger.py", "")
 
@@ -468,5 +469,26 @@ MUTATIONS = (
         "    if claimed != _checksum(content):",
         "    if not claimed:",
         *LEDGER,
+    ),
+    Mutation(
+        "what passes the ReLU upside down",
+        "resid/lab/norm_study.py",
+        "share, g_linear / g_out, losses",
+        "share, g_out / g_linear, losses",
+        *NORM_DRIFT,
+    ),
+    Mutation(
+        "share in the range with the scale left in",
+        "resid/lab/norm_study.py",
+        "W = polar_factor(transition.weight.detach()[:, :, 0, 0])",
+        "W = transition.weight.detach()[:, :, 0, 0]",
+        *NORM_DRIFT,
+    ),
+    Mutation(
+        "trained without its projection",
+        "resid/lab/norm_study.py",
+        "        projection.attach(optimizer)\n    rows: list",
+        "    rows: list",
+        *NORM_DRIFT,
     ),
 )

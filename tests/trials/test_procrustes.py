@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from resid.lab import norm_study
+from resid.lab.images import load_images
+from resid.lab.norm_study import DIGITS, DIGITS_TRANSITIONS, NormStudy, follow_three_layers
 from resid.theory.conv_spectrum import conv_singular_values
 from resid.trials import norm_drift
 from resid.trials import procrustes as trials
@@ -100,7 +101,7 @@ def test_crop_table_and_transitions():
 
 
 def test_experiments_have_the_shapes_of_their_claims():
-    found = norm_drift.figure_2([(2, 2), (2, 3), (3, 3)], (0, 1), epochs=1)
+    found = norm_drift.figure_2(NormStudy(load_images(), DIGITS), [(2, 2), (2, 3), (3, 3)], (0, 1), epochs=1)
     for evidence in (found.projection_helps(), found.many_channels(3), found.few_channels(3), found.passed((3, 3))):
         assert evidence.seeds == (0, 1)
         assert all(map(math.isfinite, evidence.values))
@@ -110,20 +111,20 @@ def test_experiments_have_the_shapes_of_their_claims():
     assert np.all((with_it.passed > 0) & (with_it.passed <= 1))
     np.testing.assert_allclose(with_it.share, 1)  # as many outputs as inputs: the range is everything
     assert np.all(found.runs[True][2, 3][0].share < 1)
-    again = norm_drift.figure_2([(2, 2)], (1,), epochs=1)
+    again = norm_drift.figure_2(NormStudy(load_images(), DIGITS), [(2, 2)], (1,), epochs=1)
     np.testing.assert_array_equal(again.runs[True][2, 2][0].ratio, found.runs[True][2, 2][1].ratio)
 
 
 def test_ratio_is_that_of_the_two_assumptions_for_pointwise_layers():
     """ratio^2 = 1 / (s^2 f r) for a layer of equal singular values, f and r the two shares."""
-    run = norm_study.follow_three_layers(3, 6, True, 0, epochs=1, kernel=1)
+    run = follow_three_layers(load_images(), 3, 6, True, (0,), epochs=1, kernel=1)[0]
     projected = slice(0, None, 2)  # after every other step the kernel is exact
     expected = 1 / np.sqrt(4 * run.share * run.passed)
     np.testing.assert_allclose(run.ratio[projected], expected[projected], rtol=1e-3)
 
 
 def test_energy_assumption_is_one_number_a_seed():
-    evidence, runs = norm_drift.energy_assumption((3,), epochs=1, width=2)
+    evidence, runs = norm_drift.energy_assumption(NormStudy(load_images(), DIGITS_TRANSITIONS), (3,), epochs=1, width=2)
     assert len(runs) == 1
     assert runs[0].share.shape == (28, 2)
     assert evidence.values[0] == pytest.approx(2 * float(runs[0].share.mean()))
