@@ -32,7 +32,13 @@ SPECTRUM = ("tests/theory/test_conv_spectrum.py", "norms/conv_spectrum")
 PROCRUSTES = ("tests/theory/test_procrustes.py", "norms/procrustes")
 NORM_DRIFT = ("tests/lab/test_norm_study.py", "norms/procrustes")
 AUDIT = ("tests/lab/test_audit.py", "norms/audit")
+ALLCONV = ("tests/trials/test_cifar.py", "experiments/allconv_cifar")
+SHORTCUT_CIFAR = ("tests/trials/test_cifar.py", "experiments/shortcut_depth_cifar")
+PROCRESNET = ("tests/trials/test_cifar.py", "experiments/procresnet_cifar")
 LEDGER = ("tests/ledger/test_ledger.py", "")
+BATCHES = ("tests/lab/test_batches.py", "")
+TRAIN = ("tests/lab/test_train.py", "")
+FAULTS = ("tests/lab/test_faults.py", "")
 
 MUTATIONS = (
     Mutation(
@@ -490,5 +496,133 @@ MUTATIONS = (
         "        projection.attach(optimizer)\n    rows: list",
         "    rows: list",
         *NORM_DRIFT,
+    ),
+    Mutation(
+        "sign of a paired difference",
+        "resid/trials/cifar.py",
+        "        return measure(first) - measure(second)",
+        "        return measure(second) - measure(first)",
+        *ALLCONV,
+    ),
+    Mutation(
+        "best epoch instead of the last",
+        "resid/trials/cifar.py",
+        '    return 100 * float(run[-1]["test_error"])',
+        '    return 100 * min(line["test_error"] for line in run)',
+        "tests/trials/test_cifar.py",
+        "",
+    ),
+    Mutation(
+        "intercept for slope",
+        "resid/trials/cifar.py",
+        "np.polyfit(np.log(depths), row, 1)[0]",
+        "np.polyfit(np.log(depths), row, 1)[1]",
+        *SHORTCUT_CIFAR,
+    ),
+    Mutation(
+        "divergence not noticed",
+        "resid/trials/cifar.py",
+        'return float(run[-1]["epoch"]) if "diverged" in run[-1] else 100.0',
+        "return 100.0",
+        *PROCRESNET,
+    ),
+    Mutation(
+        "deviation with a sign",
+        "resid/trials/cifar.py",
+        "np.abs(np.log(values))",
+        "np.log(values)",
+        *PROCRESNET,
+    ),
+    Mutation(
+        "projections counted as layers",
+        "resid/trials/cifar_counts.py",
+        " and id(m) not in aside for m",
+        " for m",
+        *PROCRESNET,
+    ),
+    Mutation(
+        "one folder for all seeds",
+        "resid/lab/experiment.py",
+        "-seed{recipe.seed}",
+        "-seed0",
+        "tests/lab/test_experiment.py",
+        "",
+    ),
+    Mutation(
+        "last batch divided by the size of a full one",
+        "resid/lab/train.py",
+        "(ranks.count / size)",
+        "(ranks.count / recipe.batch)",
+        *TRAIN,
+    ),
+    Mutation(
+        "gradients of two ranks averaged twice",
+        "resid/lab/train.py",
+        "(loss * (ranks.count / size))",
+        "(loss * (1 / size))",
+        *FAULTS,
+    ),
+    Mutation(
+        "all ranks take the same samples",
+        "resid/lab/batches.py",
+        "whole[self.rank :: self.ranks]",
+        "whole[:: self.ranks]",
+        *BATCHES,
+    ),
+    Mutation(
+        "every epoch crops alike",
+        "resid/lab/batches.py",
+        'seed_of("crop", seed, epoch)',
+        'seed_of("crop", seed, 0)',
+        *BATCHES,
+    ),
+    Mutation(
+        "momentum forgotten in a resume",
+        "resid/lab/engine.py",
+        '        self.optimizer.load_state_dict(state["optimizer"])\n',
+        "",
+        *TRAIN,
+    ),
+    Mutation(
+        "coin of the projection tossed anew after a resume",
+        "resid/lab/engine.py",
+        "self.projection.load_state_dict(coin)",
+        "del coin",
+        *TRAIN,
+    ),
+    Mutation(
+        "ratio of gradients upside down",
+        "resid/lab/probes.py",
+        'for side in ("output", "input")',
+        'for side in ("input", "output")',
+        *TRAIN,
+    ),
+    Mutation(
+        "everything decays",
+        "resid/lab/engine.py",
+        'groups[recipe.decay == "all" or id(parameter) in convolutions]',
+        "groups[True]",
+        *TRAIN,
+    ),
+    Mutation(
+        "damaged checkpoint taken",
+        "resid/lab/checkpoint.py",
+        "hexdigest()[:16] != path.stem",
+        "hexdigest()[:16] < path.stem[:0]",
+        *TRAIN,
+    ),
+    Mutation(
+        "checkpoint written in place",
+        "resid/lab/checkpoint.py",
+        'partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")',
+        "partial = path",
+        *FAULTS,
+    ),
+    Mutation(
+        "any recipe goes on",
+        "resid/lab/checkpoint.py",
+        "stored.differences(self.recipe)",
+        "stored.differences(stored)",
+        *TRAIN,
     ),
 )

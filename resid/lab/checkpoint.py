@@ -1,0 +1,213 @@
+"""Files of a training run that are written whole or not at all, and the folder that holds them.
+
+Weights and optimiser are the same on every rank, so rank 0 writes them alone, and the file is read by any number of
+ranks; several machines need a folder that all of them see. Its name carries the step and a checksum; a file that does
+not fit its checksum is passed over for the one before it. All files load with `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resid.errors import ResidError
+from resid.lab.recipes import Recipe
+
+__all__ = ["BusyError", "CheckpointError", "RecipeMismatchError", "RunFolder", "write_whole"]
+
+NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
+
+
+class CheckpointError(ResidError):
+    """A checkpoint could not be written; the one before it is whole."""
+
+
+class RecipeMismatchError(ResidError):
+    """A folder holds a run of another recipe."""
+
+
+class BusyError(ResidError):
+    """Another process is writing to the folder."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file: write beside it, flush to the disk, rename. A reader sees the old content or the new one.
+
+    Raises:
+        OSError: the disk is full, for instance; the old content is still there, and nothing beside it.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the new name is on the disk, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class RunFolder:
+    """recipe.json, status.json, metrics.jsonl, checkpoints and the final weights.pt of one run.
+
+    Args:
+        path: made if it is not there. recipe: of the run. keep: how many checkpoints stay.
+
+    Raises:
+        RecipeMismatchError: the folder has a run of another recipe; the fields that differ are named.
+    """
+
+    def __init__(self, path: str | Path, recipe: Recipe, keep: int = 2) -> None:
+        self.path, self.recipe, self.keep = Path(path), recipe, keep
+        self.metrics = self.path / "metrics.jsonl"
+        self.weights = self.path / "weights.pt"
+        self._check(self.path / "recipe.json")
+
+    @contextmanager
+    def opened(self, writes: bool) -> Iterator[None]:
+        """Hold the folder: one process writes to it at a time, and what a killed one left half done is removed.
+
+        Raises:
+            BusyError: another process holds it.
+        """
+        if not writes:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a") as lock:
+            _hold(lock, self.path)
+            for partial in self.path.glob("*.tmp"):
+                partial.unlink()
+            yield
+
+    def begin(self, step: int) -> None:
+        """Training begins, or goes on, after so many steps: forget the metrics of later ones, which will come again."""
+        self._write(self.path / "recipe.json", self.recipe.to_json().encode() + b"\n", "recipe.json")
+        kept = [line for line in self.lines() if line["step"] <= step]
+        self._write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode(), "metrics.jsonl")
+        self.set_status("running", step=step)
+
+    def checkpoints(self) -> list[Path]:
+        """From the oldest to the newest."""
+        return sorted(p for p in self.path.glob("step-*.pt") if NAME.fullmatch(p.name))
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint and remove those too old to keep.
+
+        Raises:
+            CheckpointError: it cannot be written; the message says which one is whole.
+        """
+        content = _bytes({**state, "step": step, "recipe": self.recipe.to_json()})
+        path = self.path / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+        self._write(path, content, f"the checkpoint of step {step}")
+        for old in self.checkpoints()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def load(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+        """The newest checkpoint that is whole, or None; a warning names each that is not.
+
+        Raises:
+            RecipeMismatchError: it is one of another recipe.
+        """
+        for path in reversed(self.checkpoints()):
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest()[:16] != path.stem.rpartition("-")[2]:
+                warnings.warn(f"{path} is damaged and passed over", stacklevel=2)
+                continue
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+            self._refuse(Recipe.from_json(state["recipe"]), path)
+            return state
+        return None
+
+    def write_weights(self, state: Mapping[str, torch.Tensor]) -> None:
+        """The final weights: `model.load_state_dict(torch.load(path, weights_only=True))`."""
+        self._write(self.weights, _bytes({name: tensor.cpu() for name, tensor in state.items()}), "weights.pt")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The metrics, a dictionary for each finished epoch."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """One more line of metrics."""
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise self._failed("metrics.jsonl", error) from error
+
+    def set_status(self, state: str, **more: Any) -> None:
+        """status.json: "running", "stopped", "finished" or "failed", and why."""
+        self._write(self.path / "status.json", json.dumps({"state": state, **more}).encode() + b"\n", "status.json")
+
+    def status(self) -> dict[str, Any]:
+        """What `set_status` wrote last; empty before."""
+        return read_status(self.path)
+
+    def _check(self, path: Path) -> None:
+        if path.exists():
+            self._refuse(Recipe.from_json(path.read_text()), path)
+
+    def _refuse(self, stored: Recipe, path: Path) -> None:
+        if lines := stored.differences(self.recipe):
+            raise RecipeMismatchError(
+                f"{path} belongs to another recipe, which differs in {'; '.join(lines)} (stored, asked for): "
+                "choose another folder"
+            )
+
+    def _write(self, path: Path, content: bytes, what: str) -> None:
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            raise self._failed(what, error) from error
+
+    def _failed(self, what: str, error: OSError) -> CheckpointError:
+        found = self.checkpoints()
+        whole = f"the last whole checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        return CheckpointError(f"{what} cannot be written in {self.path}: {reason}; {whole}")
+
+
+def read_status(path: str | Path) -> dict[str, Any]:
+    """status.json of a folder; empty if there is none."""
+    file = Path(path) / "status.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def _bytes(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _hold(lock: Any, path: Path) -> None:
+    """Lock an open file until its process ends, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BusyError(f"{path}: another process is training there") from None

@@ -1,0 +1,125 @@
+"""`resid-train RECIPE`, also `python -m resid.lab.cli RECIPE`: train from a shell, under torchrun, or under Slurm.
+
+Exit status: 0 finished; 75 stopped by SIGTERM or because the time was up, everything saved, call it again to go on; 65
+another try would not help; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from resid.errors import ResidError
+from resid.lab.launch import LaunchError, launch
+from resid.lab.paper_recipes import RECIPES
+from resid.lab.ranks import under_torchrun
+from resid.lab.recipes import Recipe, RecipeError
+from resid.lab.trackers import TRACKERS, open_tracker
+from resid.lab.train import FAILED, STOPPED, Result, train
+
+__all__ = ["main", "read_recipe"]
+
+
+def read_recipe(text: str) -> tuple[str, Recipe]:
+    """Name and recipe from the command line: a name, a file of JSON, or JSON itself.
+
+    Raises:
+        RecipeError: none of these.
+
+    Example:
+        >>> read_recipe("digits-proc22")[1].network
+        'proc'
+    """
+    if text in RECIPES:
+        return text, RECIPES[text]
+    if text.lstrip().startswith("{"):
+        return "recipe", Recipe.from_json(text)
+    path = Path(text)
+    if path.suffix == ".json" and path.is_file():
+        return path.stem, Recipe.from_json(path.read_text("utf-8"))
+    raise RecipeError(f"no recipe {text!r}: --list shows the names; a file has to end in .json")
+
+
+class Progress:
+    """Lines of text, or a bar where the output is a terminal and tqdm is there."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, line: str) -> None:
+        """Show a line of `resid.lab.train.describe`, or any other."""
+        found = re.match(r"epoch (\d+)/(\d+), (.*)", line)
+        if found and sys.stdout.isatty():
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                print(line, flush=True)
+                return
+            self._bar = self._bar or tqdm(total=int(found[2]), unit="epoch", file=sys.stdout)
+            self._bar.set_postfix_str(found[3], refresh=False)
+            self._bar.update(int(found[1]) - self._bar.n)
+            self._bar.refresh()
+        else:
+            print(line, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="resid-train", description="Train a network by a recipe of the book.")
+    parser.add_argument("recipe", nargs="?", help="name of a recipe, or a .json file, or JSON")
+    parser.add_argument("--list", action="store_true", help="show the names of the recipes, and end")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the recipe")
+    parser.add_argument("--run-dir", type=Path, help="folder of the run; default runs/NAME-HASH")
+    parser.add_argument("--nproc", type=int, help="start so many processes, by torchrun, and try again when one dies")
+    parser.add_argument("--retries", type=int, default=2, help="tries after the first, with --nproc")
+    parser.add_argument("--device", help="cpu or cuda; default a GPU if there is one")
+    parser.add_argument("--max-seconds", type=float, help="save and stop after so long")
+    parser.add_argument("--save-every", type=int, help="steps between checkpoints; default about a minute")
+    parser.add_argument("--data", type=Path, help="folder of the official files; default RESID_DATA")
+    parser.add_argument("--tracker", choices=sorted(TRACKERS), help="send metrics there, too")
+    given = parser.parse_args(arguments)
+    if given.list:
+        print("\n".join(RECIPES))
+        return 0
+    if given.recipe is None:
+        parser.error("a recipe is needed; --list shows the names")
+    try:
+        name, recipe = read_recipe(given.recipe)
+        recipe = recipe.with_settings(given.set)
+        result = _train(given, given.run_dir or Path("runs") / f"{name}-{recipe.hash[:8]}", recipe)
+    except LaunchError as error:
+        print(f"resid-train: {error}", file=sys.stderr)
+        return FAILED
+    except ResidError as error:
+        print(f"resid-train: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+    if result.state == "stopped":
+        print(f"stopped at step {result.step} ({result.reason}): the same command goes on")
+        return STOPPED
+    return 0
+
+
+def _train(given: argparse.Namespace, run_dir: Path, recipe: Recipe) -> Result:
+    say = Progress()
+    common: dict[str, Any] = {
+        "device": given.device, "max_seconds": given.max_seconds, "save_every": given.save_every,
+        "data_folder": given.data, "say": say,
+    }  # fmt: skip
+    if given.nproc is not None and not under_torchrun():
+        return launch(recipe, run_dir, given.nproc, retries=given.retries, tracker=given.tracker, **common)
+    with ExitStack() as stack:
+        tracker = None
+        if given.tracker is not None and int(os.environ.get("RANK", "0")) == 0:
+            tracker = open_tracker(given.tracker, recipe, run_dir)
+            stack.callback(tracker.close)
+        return train(recipe, run_dir, tracker=tracker, **common)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""What the loop of `resid.lab.train` is made of: the state of a run, when to stop, and the arithmetic in force."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from resid.errors import OptionError, ResidError
+from resid.lab.batches import Batches, load_split, pixel_statistics, seed_of
+from resid.lab.checkpoint import RunFolder
+from resid.lab.probes import blocks_of, mean_weight_norm, watch_gradients
+from resid.lab.ranks import Ranks, under_torchrun
+from resid.lab.recipes import Recipe, build_network
+from resid.nets.preact import ProcResNet
+from resid.nets.procrustes import ProcrustesProjection, input_sizes
+
+__all__ = ["DivergedError", "Engine", "Stop", "numerics"]
+
+NEVER = 2**62
+TEST_BATCH = 1000
+
+
+class DivergedError(ResidError):
+    """The loss is not finite any more: `step`, `epoch` and learning `rate` where that happened first."""
+
+    def __init__(self, message: str, step: int, epoch: int, rate: float) -> None:
+        super().__init__(message)
+        self.step, self.epoch, self.rate = step, epoch, rate
+
+
+class Engine:
+    """Network, optimiser, batches and sums of a run on this rank.
+
+    The sums of the current epoch stay on the device; nothing waits for them until the epoch or a checkpoint asks.
+    """
+
+    def __init__(self, recipe: Recipe, ranks: Ranks, folder: RunFolder, data: str | Path | None = None) -> None:
+        self.recipe, self.ranks, self.folder, device = recipe, ranks, folder, ranks.device
+        if recipe.compile == "reduce-overhead" and device.type != "cuda":
+            raise OptionError(f"compile = 'reduce-overhead' records CUDA graphs: not on {device}")
+        with ranks.first_here():  # which downloads what is not there
+            train, test = (load_split(recipe.dataset, name, data).to(device) for name in ("train", "test"))
+        look = (recipe.normalize, *pixel_statistics(train.images))
+        share: dict[str, Any] = {"rank": ranks.rank, "ranks": ranks.count, "channels_last": recipe.channels_last}
+        augment = (recipe.pad, recipe.fill, recipe.flip)
+        self.training = Batches(train, recipe.batch, recipe.seed, *look, *augment, **share)
+        self.testing = Batches(test, TEST_BATCH, recipe.seed, *look, **share)
+
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        model = build_network(recipe)
+        projection = _projection(recipe, model, train.images[:1].float().cpu())
+        self.model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.blocks = blocks_of(self.model)
+        self.optimizer = _optimizer(recipe, self.model, device)
+        self.projection = projection
+        if projection is not None:
+            projection.attach(self.optimizer)
+        if recipe.compile != "no":
+            for block in self.blocks.values():
+                block.compile(mode=recipe.compile)
+        self.parallel: nn.Module = self.model
+        if ranks.count > 1:
+            self.parallel = DistributedDataParallel(
+                self.model, device_ids=[device] if device.index is not None else None
+            )
+
+        self.step, self.spent = 0, 0.0
+        self.ratios: dict[str, float] | None = None
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, wrong
+        self._seen = 0
+        self._bad = torch.tensor(NEVER, device=device)
+        self._saved = self._begun = time.monotonic()
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of the folder, if there is one."""
+        state = self.folder.load(self.ranks.device)
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # as it suits this device, not the one before
+            group["fused"] = self.ranks.device.type == "cuda"
+        if self.projection is not None:
+            coin = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state["projection"].items()}
+            self.projection.load_state_dict(coin)
+        self.step, self.spent, self.ratios = state["step"], state["spent"], state["ratios"]
+        if self.ranks.first:  # the sums of all ranks
+            self._sums.copy_(state["sums"][:2])
+            self._seen = int(state["sums"][2])
+
+    def save(self) -> None:
+        """Write a checkpoint; every rank has to call this.
+
+        Raises:
+            DivergedError: a loss since the last one was not finite; nothing is written. CheckpointError: of the folder.
+        """
+        sums = self._totals()
+        self._saved = time.monotonic()
+        if not self.ranks.first:
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "projection": self.projection.state_dict() if self.projection is not None else None,
+            "sums": sums,
+            "spent": self._clock(),
+            "ratios": self.ratios,
+        }
+        self.folder.save(self.step, state)
+
+    def unsaved(self) -> float:
+        """Seconds since the last checkpoint."""
+        return time.monotonic() - self._saved
+
+    def start_clock(self) -> None:
+        """Training begins, or goes on, in an epoch."""
+        self._begun = time.monotonic() - self.spent
+
+    def _clock(self) -> float:
+        """Seconds of training in this epoch; none at its border."""
+        return time.monotonic() - self._begun if self.step % self.training.steps else 0.0
+
+    def set_rate(self) -> float:
+        """Set the learning rate of this step, and return it."""
+        rate = self.recipe.rate(self.step, self.training.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes."""
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def eager(self, wanted: bool) -> AbstractContextManager[Any]:
+        """Compiled blocks run as written: for hooks, and for a batch of another size."""
+        return torch.compiler.set_stance("force_eager") if wanted and self.recipe.compile != "no" else nullcontext()
+
+    @contextmanager
+    def probed(self, wanted: bool) -> Iterator[None]:
+        """Keep the gradient ratios of the pass within, over all ranks."""
+        if not wanted:
+            yield
+            return
+        with watch_gradients(self.blocks) as probe:
+            yield
+        self.ratios = probe.ratios(self.ranks.total(probe.squares()))
+
+    def count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a step to the sums: the loss summed over this rank's samples, and their logits."""
+        self._sums += torch.stack([loss, (logits.argmax(1) != labels).sum()])
+        self._seen += len(labels)
+        self._bad = torch.where(torch.isfinite(loss), self._bad, self._bad.clamp(max=self.step))
+        self.step += 1
+
+    def finish_epoch(self, epoch: int, rate: float) -> dict[str, Any]:
+        """Test the network, and give the metrics of the epoch; the sums begin anew."""
+        loss, wrong, seen = self._totals().tolist()
+        seconds = time.monotonic() - self._begun
+        test_loss, test_error = self.test()
+        line = {
+            "epoch": epoch + 1, "step": self.step, "loss": loss / seen, "train_error": wrong / seen,
+            "test_loss": test_loss, "test_error": test_error, "lr": rate,
+            "weight_norm": mean_weight_norm(self.model).item(), "seconds": seconds,
+            "images_per_second": seen / seconds, "ranks": self.ranks.count,
+        }  # fmt: skip
+        if self.ratios is not None:
+            line["ratios"] = self.ratios
+        self._sums.zero_()
+        self._seen, self.spent, self.ratios = 0, 0.0, None
+        return line
+
+    @torch.no_grad()
+    def test(self) -> tuple[float, float]:
+        """Loss and error on the test images."""
+        self.ranks.share_buffers(self.model)
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        with self.eager(True):
+            for images, labels, _ in self.testing.plain():
+                with self.autocast():
+                    logits = self.model(images)
+                loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+                sums += torch.stack([loss, (logits.argmax(1) != labels).sum()])
+        self.model.train()
+        total, wrong = (self.ranks.total(sums) / len(self.testing.split.labels)).tolist()
+        return total, wrong
+
+    def _totals(self) -> Tensor:
+        """Loss, wrong and seen over all ranks.
+
+        Raises:
+            DivergedError: a loss was not finite.
+        """
+        step = int(self.ranks.least(self._bad))
+        if step < NEVER:
+            epoch, rate = step // self.training.steps, self.recipe.rate(step, self.training.steps)
+            found = self.folder.checkpoints()
+            good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint"
+            text = f"the loss is not finite at step {step} (epoch {epoch}, learning rate {rate:.4g}): {good}"
+            raise DivergedError(text, step, epoch, rate)
+        return self.ranks.total(torch.cat([self._sums, self._sums.new_tensor([self._seen])]))
+
+
+class Stop:
+    """When to stop before the end: on SIGTERM, after `max_seconds`, or when torchrun is gone.
+
+    The signal is caught within the context, and only in the main thread, where Python allows it.
+    """
+
+    def __init__(self, max_seconds: float | None = None) -> None:
+        self._end = None if max_seconds is None else time.monotonic() + max_seconds
+        self._signal, self._parent = "", os.getppid()
+        self._before: Any = None
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def agreed(self, ranks: Ranks) -> str:
+        """Why to stop, or "": the same kind of answer on all ranks, all of which have to ask."""
+        mine = self._signal
+        if not mine and self._end is not None and time.monotonic() >= self._end:
+            mine = "max_seconds is over"
+        if not mine and under_torchrun() and os.getppid() != self._parent:
+            mine = "torchrun is gone"
+        return mine or "another rank has to stop" if ranks.any(bool(mine)) else ""
+
+    def _note(self, number: int, _: object) -> None:
+        self._signal = signal.Signals(number).name
+
+
+@contextmanager
+def numerics(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
+    """TF32 on GPUs only where the recipe asks for it; what was set before comes back."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    benchmark = torch.backends.cudnn.benchmark
+    for backend in backends:
+        backend.fp32_precision = "tf32" if recipe.precision == "tf32" else "ieee"
+    torch.backends.cudnn.benchmark = ranks.device.type == "cuda"
+    try:
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.SGD:
+    convolutions = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d)}
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in model.parameters():
+        groups[recipe.decay == "all" or id(parameter) in convolutions].append(parameter)
+    return torch.optim.SGD(
+        [{"params": p, "weight_decay": recipe.weight_decay * decays} for decays, p in groups.items() if p],
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        fused=device.type == "cuda",
+    )
+
+
+def _projection(recipe: Recipe, model: nn.Module, image: Tensor) -> ProcrustesProjection | None:
+    """The projection of the recipe, or None; the network is on the CPU still."""
+    if recipe.projection_every is None and recipe.projection_probability is None:
+        return None
+    if not isinstance(model, ProcResNet):
+        raise OptionError(f"network = {recipe.network!r} has no layers to project")
+    sizes = input_sizes(model, image)
+    linear = model.linear_convolutions()
+    layers = [(module, sizes[name]) for name, module in model.named_modules() if any(module is c for c in linear)]
+    every, probability = recipe.projection_every or 1, recipe.projection_probability
+    return ProcrustesProjection(layers, every=every, probability=probability, seed=seed_of("projection", recipe.seed))

@@ -1,0 +1,189 @@
+"""Several recipes and seeds, one after the other: what is finished is read, what was stopped goes on."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from resid.errors import OptionError, ResidError
+from resid.lab.batches import CLASSES
+from resid.lab.checkpoint import RunFolder
+from resid.lab.launch import LaunchError, launch
+from resid.lab.paper_recipes import RECIPES
+from resid.lab.recipes import Recipe
+from resid.lab.train import DivergedError, train
+from resid.theory._check import as_whole
+
+__all__ = ["Metrics", "Runs", "UnfinishedError", "finished_runs", "run_folder", "run_recipes", "runs_folder"]
+
+#: A dictionary for each epoch; the last of a run whose loss became infinite or no number has "diverged".
+Metrics = list[dict[str, Any]]
+Runs = dict[tuple[str, int], Metrics]
+
+#: Seconds between two lines about the epochs of one run.
+QUIET = 60.0
+_WHERE = re.compile(r"not finite at step (\d+) \(epoch (\d+)")
+
+
+class UnfinishedError(ResidError):
+    """Time was up, or SIGTERM came, before every run was finished; `runs` has those that are."""
+
+    def __init__(self, message: str, runs: Runs) -> None:
+        super().__init__(message)
+        self.runs = runs
+
+
+def runs_folder() -> Path:
+    """Where runs lie: `RESID_RUNS`, else `resid-runs` in the working directory."""
+    return Path(os.environ.get("RESID_RUNS") or "resid-runs")
+
+
+def run_folder(name: str, recipe: Recipe, folder: str | Path | None = None) -> Path:
+    """The folder of one run, whose name has the recipe's name, its hash and its seed.
+
+    The hash is that of the recipe with seed 0, so that the seeds of one recipe stand beside each other.
+
+    Example:
+        >>> run_folder("digits-proc22", RECIPES["digits-proc22"].replace(seed=3), "runs").name[-6:]
+        '-seed3'
+    """
+    return Path(folder or runs_folder()) / f"{name}-{recipe.replace(seed=0).hash}-seed{recipe.seed}"
+
+
+def run_recipes(
+    names: Iterable[str] | Mapping[str, Recipe],
+    seeds: Iterable[int],
+    folder: str | Path | None = None,
+    *,
+    max_seconds: float | None = None,
+    nproc: int = 1,
+    device: str | None = None,
+    say: Callable[[str], None] | None = print,
+) -> Runs:
+    """Train recipes, each with every seed, and return the metrics of all runs.
+
+    A finished run in the folder is read and not trained again; a stopped or a killed one goes on from its last
+    checkpoint. A run whose loss is not finite any more is over, too: its metrics end with a line that has "diverged",
+    the epoch of it (1 the first), infinite losses, and the errors of guessing.
+
+    Args:
+        names: of `RECIPES`, or recipes by name. seeds: of weights, order, augmentation and projection.
+        folder: of all runs, see `runs_folder`; each has its own below it. max_seconds: for all of them together.
+        nproc: processes for each run, one for each GPU, by `launch`; with batch norm the number matters, see
+            `resid.lab.train`. device: see `train`. say: called with lines of text.
+
+    Returns:
+        (name, seed) -> a dictionary of metrics for each epoch, see `train`.
+
+    Raises:
+        UnfinishedError: not all are finished when the time is up, or after SIGTERM; the same call goes on.
+        OptionError: unknown name, no seed, or nproc of no use. And what `train` and `launch` raise.
+    """
+    whole = as_whole(nproc)
+    if whole is None or whole < 1:
+        raise OptionError(f"nproc = {nproc!r}: an integer of at least 1 is needed")
+    wanted = _wanted(names, seeds)
+    say = say or (lambda line: None)
+    ends = math.inf if max_seconds is None else time.monotonic() + max_seconds
+    runs: Runs = {}
+    reason = ""
+    for (name, seed), recipe in wanted.items():
+        place = run_folder(name, recipe, folder)
+        found = _finished(place, recipe)
+        left = ends - time.monotonic()
+        if found is None and not reason and left > 0:
+            say(f"{name}, seed {seed}: {'goes on' if place.exists() else 'begins'} in {place.name}")
+            reason = _train(recipe, place, None if math.isinf(left) else left, whole, device, _Sparse(name, seed, say))
+            found = _finished(place, recipe)
+        if found is not None:
+            runs[name, seed] = found
+            last = found[-1]
+            ended = "the loss is not finite" if "diverged" in last else f"test error {100 * last['test_error']:.2f}%"
+            say(f"{name}, seed {seed}: {last['epoch']} epochs, {ended}")
+    if missing := [f"{name} seed {seed}" for name, seed in wanted if (name, seed) not in runs]:
+        raise UnfinishedError(
+            f"{len(runs)} of {len(wanted)} runs are finished ({reason or 'the time is up'}); everything is saved in "
+            f"{Path(folder or runs_folder())}, and the same command goes on with {', '.join(missing)}",
+            runs,
+        )
+    return runs
+
+
+def finished_runs(
+    names: Iterable[str] | Mapping[str, Recipe], seeds: Iterable[int], folder: str | Path | None = None
+) -> Runs:
+    """Those of the runs that are finished in the folder; nothing is trained, no data set is needed."""
+    wanted = _wanted(names, seeds)
+    found = {key: _finished(run_folder(key[0], recipe, folder), recipe) for key, recipe in wanted.items()}
+    return {key: metrics for key, metrics in found.items() if metrics is not None}
+
+
+def _wanted(names: Iterable[str] | Mapping[str, Recipe], seeds: Iterable[int]) -> dict[tuple[str, int], Recipe]:
+    """Recipes with their seeds, seed by seed, so that pairs are complete as early as possible."""
+    if isinstance(names, str):
+        raise OptionError(f"names = {names!r}: a list of names is needed")
+    recipes: Mapping[str, Recipe]
+    if isinstance(names, Mapping):
+        recipes = names
+    else:
+        names = list(dict.fromkeys(names))
+        if unknown := [name for name in names if name not in RECIPES]:
+            raise OptionError(f"no recipe {', '.join(map(repr, unknown))}: `resid-train --list` shows the names")
+        recipes = {name: RECIPES[name] for name in names}
+    numbers = list(seeds)
+    if not recipes or not numbers:
+        raise OptionError("names, seeds: at least one of each is needed")
+    return {(name, seed): recipe.replace(seed=seed) for seed in numbers for name, recipe in recipes.items()}
+
+
+def _finished(place: Path, recipe: Recipe) -> Metrics | None:
+    """The metrics of a run that is over, None for one that is not."""
+    run = RunFolder(place, recipe)
+    status = run.status()
+    if status.get("state") == "finished" and run.weights.exists():
+        return run.lines()
+    if status.get("state") == "failed" and status.get("error") == DivergedError.__name__:
+        where = _WHERE.search(status["reason"])
+        assert where is not None, status["reason"]
+        guessing = 1 - 1 / CLASSES[recipe.dataset]
+        end = {
+            "epoch": int(where[2]) + 1, "step": int(where[1]), "diverged": True, "loss": math.inf,
+            "train_error": guessing, "test_loss": math.inf, "test_error": guessing,
+        }  # fmt: skip
+        return [*(line for line in run.lines() if line["step"] <= end["step"]), end]
+    return None
+
+
+def _train(
+    recipe: Recipe, place: Path, seconds: float | None, nproc: int, device: str | None, say: Callable[[str], None]
+) -> str:
+    """Train one run as far as the time allows; returns why it stopped, "" if it is over."""
+    try:
+        if nproc > 1:
+            result = launch(recipe, place, nproc, device=device, max_seconds=seconds, say=say)
+        else:
+            result = train(recipe, place, device=device, max_seconds=seconds, say=say)
+    except DivergedError:
+        return ""
+    except LaunchError:
+        if _finished(place, recipe) is None:
+            raise
+        return ""
+    return result.reason
+
+
+class _Sparse:
+    """Passes on one line a minute."""
+
+    def __init__(self, name: str, seed: int, say: Callable[[str], None]) -> None:
+        self.start, self.say, self.last = f"{name}, seed {seed}: ", say, time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() - self.last >= QUIET:
+            self.last = time.monotonic()
+            self.say(self.start + line)

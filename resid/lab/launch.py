@@ -1,0 +1,197 @@
+"""Training in processes of its own, started from a notebook or a shell: torchrun, watched and tried again.
+
+The launcher owns the retries: each try is a fresh torchrun with a rendezvous of its own, because torchrun's own
+restarts can leave ranks with the addresses of the try before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from resid.errors import OptionError, ResidError
+from resid.lab.checkpoint import RunFolder, read_status
+from resid.lab.recipes import Recipe
+from resid.lab.train import Result
+from resid.theory._check import as_whole
+
+__all__ = ["LaunchError", "launch", "worker_command"]
+
+#: Seconds that children have to save and leave; torchrun itself ends ranks half a minute after the first one died.
+PATIENCE = 60.0
+ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", re.DOTALL)
+
+
+class LaunchError(ResidError):
+    """No try finished; `reasons` has one for each."""
+
+    def __init__(self, message: str, reasons: list[str]) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
+
+def worker_command(
+    recipe: Recipe,
+    run_dir: str | Path,
+    nproc: int = 1,
+    *,
+    device: str | None = None,
+    max_seconds: float | None = None,
+    save_every: int | None = None,
+    data_folder: str | Path | None = None,
+    tracker: str | None = None,
+) -> list[str]:
+    """The command of one try: torchrun on this machine, or plain Python for one process.
+
+    Under Slurm, give torchrun its own options for several machines and the same words from `-m resid.lab.cli` on.
+
+    Example:
+        >>> words = worker_command(Recipe(epochs=1), "runs/a", nproc=2)
+        >>> words[1:5], words[-2:]
+        (['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'], ['--run-dir', 'runs/a'])
+    """
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0"]
+    options = {
+        "--device": device, "--max-seconds": max_seconds, "--save-every": save_every, "--data": data_folder,
+        "--tracker": tracker, "--run-dir": run_dir,
+    }  # fmt: skip
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return [sys.executable, *(start if nproc > 1 else []), "-m", "resid.lab.cli", recipe.to_json(), *given]
+
+
+def launch(
+    recipe: Recipe,
+    run_dir: str | Path,
+    nproc: int = 1,
+    *,
+    retries: int = 2,
+    device: str | None = None,
+    max_seconds: float | None = None,
+    save_every: int | None = None,
+    data_folder: str | Path | None = None,
+    tracker: str | None = None,
+    say: Callable[[str], None] | None = print,
+) -> Result:
+    """Train in `nproc` processes on this machine until the run is finished or told to stop.
+
+    When a process dies, all of them end and the run is tried again from its last checkpoint. What another try would
+    not help is not tried again: a recipe that does not fit, a loss that is not finite, a full disk. The output of all
+    processes is kept in log.txt. SIGTERM is passed on; on KeyboardInterrupt the processes save and end first.
+
+    Args:
+        recipe, run_dir, device, max_seconds, save_every, data_folder: of `resid.lab.train.train`. nproc: processes, one
+            for each GPU. retries: tries after the first. tracker: name, see `resid.lab.trackers`. say: called with a
+            line for each epoch and for each failure.
+
+    Raises:
+        LaunchError: no try finished; the message has the reason of each. RecipeMismatchError: of the folder.
+        OptionError: nproc or retries of no use.
+    """
+    for name, value, least in (("nproc", nproc, 1), ("retries", retries, 0)):
+        if (whole := as_whole(value)) is None or whole < least:
+            raise OptionError(f"{name} = {value!r}: an integer of at least {least} is needed")
+    folder = RunFolder(run_dir, recipe)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    ends = None if max_seconds is None else time.monotonic() + max_seconds
+    say = say or (lambda line: None)
+    reasons: list[str] = []
+    for number in range(retries + 1):
+        left = None if ends is None else max(0.0, ends - time.monotonic())
+        command = worker_command(
+            recipe, run_dir, nproc, device=device, max_seconds=left, save_every=save_every, data_folder=data_folder,
+            tracker=tracker,
+        )  # fmt: skip
+        before = _stamp(folder.path)
+        code, tail = _run(command, folder.path / "log.txt", nproc, say)
+        status = read_status(folder.path) if _stamp(folder.path) != before else {}
+        state = status.get("state")
+        if state in ("finished", "stopped"):
+            return Result(folder.path, state, status["reason"], status["step"], folder.lines())
+        if code == 0:  # it was finished before
+            return Result(folder.path, "finished", "", read_status(folder.path)["step"], folder.lines())
+        reasons.append(status["reason"] if state == "failed" else _reason(code, tail))
+        say(f"try {number + 1} of {retries + 1} failed: {reasons[-1]}")
+        if state == "failed":
+            break
+    raise LaunchError(
+        f"no try finished in {folder.path}, whose log.txt has the output: "
+        + "; ".join(f"try {i}: {reason}" for i, reason in enumerate(reasons, 1)),
+        reasons,
+    )
+
+
+def _run(command: list[str], log: Path, nproc: int, say: Callable[[str], None]) -> tuple[int, str]:
+    """Exit status and last lines of a try; lines about epochs are passed on as they come."""
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // nproc)),
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+    }
+    tail: deque[str] = deque(maxlen=200)
+    with log.open("a") as written, log.open(errors="replace") as kept:
+        kept.seek(0, os.SEEK_END)
+        child = subprocess.Popen(
+            command, env=environment, stdout=written, stderr=subprocess.STDOUT,
+            start_new_session=True,  # an interrupt in the terminal is ours to pass on
+        )  # fmt: skip
+        with _passing_on(child):
+            part, ended = "", False
+            while not ended:
+                ended = child.poll() is not None
+                for line in kept:
+                    part += line
+                    if not (part.endswith("\n") or ended):
+                        continue  # the rest of the line is to come
+                    tail.append(part)
+                    if part.startswith("epoch "):
+                        say(part.rstrip())
+                    part = ""
+                if not ended:
+                    time.sleep(0.1)
+    return child.returncode, "".join(tail)
+
+
+@contextmanager
+def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """SIGTERM goes to the child as well; the child does not outlive the context."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate()) if main else None
+    try:
+        yield
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _stamp(path: Path) -> int:
+    """When the status was written last."""
+    file = path / "status.json"
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def _reason(code: int, tail: str) -> str:
+    """Why a try failed: which rank died how, from torchrun's summary, or the last error in the output."""
+    if found := ROOT_CAUSE.search(tail):
+        return f"rank {found[1]} {_ended(int(found[2]))}"
+    errors = re.findall(r"^(?:\[rank\d+\]: |resid-train: )?(\w[\w.]*(?:Error|Exception)\b.*)$", tail, re.MULTILINE)
+    return f"the process {_ended(code)}" + (f": {errors[-1]}" if errors else "")
+
+
+def _ended(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"left with exit status {code}"

@@ -1,0 +1,97 @@
+"""Gradient norms at the borders of blocks, taken from a training step as it happens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from resid.nets.allconv import AllConvBlock
+from resid.nets.preact import Bottleneck, ProcResNet
+from resid.nets.shortcut_depth import ShortcutBlock
+
+__all__ = ["GradientProbe", "blocks_of", "mean_weight_norm", "watch_gradients"]
+
+
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a network by name; of ProcResNet also the linear convolutions around them."""
+    linear = model.linear_convolutions() if isinstance(model, ProcResNet) else []
+    kinds = (AllConvBlock, Bottleneck, ShortcutBlock)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) or any(module is convolution for convolution in linear)
+    }
+
+
+class GradientProbe:
+    """Squared norms of the gradient at output and input of each block, over the whole batch; see `watch_gradients`."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._squares: dict[tuple[int, str], Tensor] = {}
+
+    def squares(self) -> Tensor:
+        """(blocks, 2), float64: at the output and at the input, in the order in which the blocks were called.
+
+        Of several ranks, each has its share of the batch: add before taking ratios.
+        """
+        rows = [[self._squares[i, side] for side in ("output", "input")] for i in range(len(self.names))]
+        return torch.stack([torch.stack(row) for row in rows])
+
+    def ratios(self, squares: Tensor | None = None) -> dict[str, float]:
+        """Norm of the gradient at the output over that at the input, by block, from the input on."""
+        found = (self.squares() if squares is None else squares).cpu()
+        values = [math.sqrt(a / b) if b > 0 else math.inf if a > 0 else math.nan for a, b in found.tolist()]
+        return dict(zip(self.names, values, strict=True))
+
+    def _watch(self, i: int, side: str, tensor: Tensor) -> None:
+        def keep(gradient: Tensor) -> None:
+            self._squares[i, side] = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
+
+        tensor.register_hook(keep)
+
+
+@contextmanager
+def watch_gradients(blocks: dict[str, nn.Module]) -> Iterator[GradientProbe]:
+    """Within the context, a forward and backward pass leaves the gradient norms of the blocks in the probe.
+
+    The pass itself computes what it would have computed anyway; gradients of the network's own input, which it has not
+    otherwise, are taken for a block that has this input.
+
+    Example:
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> _ = nn.init.eye_(layer.weight)
+        >>> with watch_gradients({"layer": layer}) as probe:
+        ...     layer(torch.ones(3, 2)).sum().backward()
+        >>> probe.ratios()
+        {'layer': 1.0}
+    """
+    probe = GradientProbe()
+    handles = []
+    for name, block in blocks.items():
+
+        def before(module: nn.Module, given: tuple[Tensor, ...], name: str = name) -> tuple[Tensor, ...]:
+            x = given[0] if given[0].requires_grad else given[0].detach().requires_grad_()
+            probe.names.append(name)
+            probe._watch(len(probe.names) - 1, "input", x)
+            return (x, *given[1:])
+
+        def after(module: nn.Module, given: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+            probe._watch(len(probe.names) - 1 - probe.names[::-1].index(name), "output", output)
+
+        handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
+    try:
+        yield probe
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def mean_weight_norm(model: nn.Module) -> Tensor:
+    """Mean Frobenius norm of the weights of all convolutions and linear layers, a scalar on their device."""
+    weights = [m.weight.detach() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return torch.stack([torch.linalg.vector_norm(weight, dtype=torch.float64) for weight in weights]).mean()

@@ -1,0 +1,109 @@
+"""The processes of one training run: a lone one, or the ranks that torchrun started."""
+
+from __future__ import annotations
+
+import gc
+import os
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+__all__ = ["Ranks", "join_ranks", "under_torchrun"]
+
+
+def under_torchrun() -> bool:
+    """Whether this process is one of several that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `count`: its number, its device, and what all of them agree on."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, the one that writes."""
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over ranks, on every rank."""
+        if self.count > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def least(self, values: Tensor) -> Tensor:
+        """Minimum over ranks, on every rank."""
+        if self.count > 1:
+            values = values.clone()
+            dist.all_reduce(values, dist.ReduceOp.MIN)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. The question travels by the CPU and does not wait for the device."""
+        if self.count == 1:
+            return flag
+        given = torch.tensor([int(flag)])
+        dist.all_reduce(given, dist.ReduceOp.MAX)
+        return bool(given.item())
+
+    @contextmanager
+    def first_here(self) -> Iterator[None]:
+        """The first rank of each machine goes through the context alone, then the others do."""
+        first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+        if self.count > 1 and not first:
+            dist.barrier()
+        yield
+        if self.count > 1 and first:
+            dist.barrier()
+
+    def share_buffers(self, model: torch.nn.Module) -> None:
+        """Give all ranks the buffers of rank 0, the running statistics of batch norm."""
+        if self.count > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def join_ranks(device: str | torch.device | None = None, timeout: float = 600.0) -> Iterator[Ranks]:
+    """The ranks of this run, joined for the time of the context: by gloo on CPUs, by NCCL on GPUs.
+
+    Args:
+        device: default a GPU if there is one (that of the local rank), else the CPU. timeout: seconds that ranks wait
+            for each other.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not under_torchrun():
+        yield Ranks(0, 1, place)
+        return
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), place)
+    except BaseException as error:
+        chained: BaseException | None = error
+        while chained is not None:
+            traceback.clear_frames(chained.__traceback__)
+            chained = chained.__context__
+        raise
+    finally:
+        # Whatever holds the group has to be gone before it: a DistributedDataParallel that is freed later, with Python's
+        # lock held, waits for threads of the group that wait for this lock. Hence the frames above, and cycles.
+        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dist.destroy_process_group()

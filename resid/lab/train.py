@@ -1,0 +1,173 @@
+"""One training loop for every experiment: on a CPU, on a GPU, or on several under torchrun.
+
+A run is a function of its recipe, its device and the number of its ranks, whether it was interrupted or not: on the CPU
+with one or two ranks bit for bit, with more, where the order of sums is not ours, and on GPUs up to rounding. What it
+leaves in its folder is described in `resid.lab.checkpoint`.
+
+Batch norm takes its statistics from each rank's share of a batch, so that with it the number of ranks matters; without
+it, it changes rounding only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resid.errors import ResidError
+from resid.lab.checkpoint import CheckpointError, RunFolder
+from resid.lab.engine import DivergedError, Engine, Stop, numerics
+from resid.lab.ranks import join_ranks
+from resid.lab.recipes import Recipe
+from resid.lab.trackers import Tracker
+
+__all__ = ["FAILED", "STOPPED", "DivergedError", "Result", "describe", "loop", "train"]
+
+#: Exit status of a process that was told to stop, or whose time was up, and that saved: "try again later".
+STOPPED = 75
+#: Exit status of a process that another try would not help: a bad recipe, a loss that is not finite, a full disk.
+FAILED = 65
+#: Ranks ask each other every so many steps whether to stop.
+ASK_EVERY = 8
+#: Seconds between checkpoints, at the ends of epochs, unless `save_every` says otherwise.
+SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of `train`: state "finished" or "stopped", and why; steps done; a dictionary of metrics for each epoch."""
+
+    folder: Path
+    state: str
+    reason: str
+    step: int
+    metrics: list[dict[str, Any]]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The final weights of a finished run, for `load_state_dict`."""
+        found: dict[str, Tensor] = torch.load(self.folder / "weights.pt", map_location="cpu", weights_only=True)
+        return found
+
+
+def train(
+    recipe: Recipe,
+    run_dir: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    max_seconds: float | None = None,
+    save_every: int | None = None,
+    keep: int = 2,
+    data_folder: str | Path | None = None,
+    tracker: Tracker | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Result:
+    """Train as the recipe says, going on from the last checkpoint in `run_dir` if there is one.
+
+    metrics.jsonl gets a line for each epoch: step, loss and error on the augmented training batches as they came, loss
+    and error on the test images after the epoch, learning rate, mean norm of the weights, seconds, images a second, and
+    where the recipe asks for it the gradient ratios of the blocks at the first step of the epoch, output over input.
+    Errors are fractions. SIGTERM and `max_seconds` save and return a result whose state is "stopped".
+
+    Args:
+        recipe: what to train. run_dir: folder of this run alone. device: default a GPU if there is one.
+        max_seconds: after which to save and stop. save_every: steps between checkpoints; default the first end of an
+            epoch after a minute. keep: checkpoints to keep. data_folder: of the official files. tracker: gets every
+            line, too, on rank 0. say: called with a line of text for each epoch, on rank 0.
+
+    Raises:
+        RecipeError, OptionError, DataFileError: before training. RecipeMismatchError: the folder has a run of another
+        recipe. BusyError: another process trains there. DivergedError: the loss is not finite. CheckpointError: a file
+        cannot be written.
+    """
+    folder = RunFolder(run_dir, recipe, keep)
+    with join_ranks(device) as ranks, folder.opened(ranks.first), numerics(recipe, ranks), Stop(max_seconds) as stop:
+        try:
+            return loop(Engine(recipe, ranks, folder, data_folder), stop, save_every, tracker, say)
+        except ResidError as error:
+            if ranks.first:
+                _report(folder, error)
+            raise
+
+
+def loop(
+    engine: Engine,
+    stop: Stop,
+    save_every: int | None = None,
+    tracker: Tracker | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Result:
+    """From the last checkpoint of an engine to the end of its recipe, or until it is time to stop; see `train`."""
+    engine.resume()
+    recipe, ranks, folder = engine.recipe, engine.ranks, engine.folder
+    per_epoch = engine.training.steps
+    last = recipe.total_steps(per_epoch)
+    if engine.step == last and folder.weights.exists():
+        return Result(folder.path, "finished", "", last, folder.lines())
+    if ranks.first:
+        folder.begin(engine.step)
+    reason = ""
+
+    while engine.step < last and not reason:
+        epoch, first = divmod(engine.step, per_epoch)
+        engine.start_clock()
+        for images, labels, size in engine.training.epoch(epoch, first, last - epoch * per_epoch):
+            rate = engine.set_rate()
+            probing = engine.step == epoch * per_epoch and epoch in recipe.probe_epochs
+            with engine.probed(probing), engine.eager(probing or size < recipe.batch):
+                with engine.autocast():
+                    logits = engine.parallel(images)
+                smoothing = recipe.label_smoothing
+                loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+                (loss * (ranks.count / size)).backward()  # ranks are averaged, the last batch is divided by its size
+            engine.optimizer.step()
+            engine.optimizer.zero_grad()
+            engine.count(loss.detach(), logits.detach(), labels)
+            inside = engine.step % per_epoch != 0 and engine.step < last
+            if inside and save_every and engine.step % save_every == 0:
+                engine.save()
+            if inside and (ranks.count == 1 or engine.step % ASK_EVERY == 0):
+                reason = stop.agreed(ranks)
+            if reason:
+                break
+        else:
+            line = engine.finish_epoch(epoch, rate)
+            if ranks.first:
+                folder.append(line)
+                if tracker is not None:
+                    tracker.log(engine.step, {k: v for k, v in line.items() if isinstance(v, (int, float))})
+                if say is not None:
+                    say(describe(line, -(-last // per_epoch)))
+            if engine.step < last:
+                if engine.step % save_every == 0 if save_every else ranks.any(engine.unsaved() > SAVE_SECONDS):
+                    engine.save()
+                reason = stop.agreed(ranks)
+
+    engine.save()
+    if ranks.first:
+        if not reason:
+            folder.write_weights(engine.model.state_dict())
+        folder.set_status("stopped" if reason else "finished", step=engine.step, reason=reason)
+    ranks.any(False)  # nobody leaves before everything is written: torchrun ends the others when one leaves early
+    return Result(folder.path, "stopped" if reason else "finished", reason, engine.step, folder.lines())
+
+
+def describe(line: dict[str, Any], epochs: int) -> str:
+    """A line of metrics as text, "epoch 3/164 ..."."""
+    return (
+        f"epoch {line['epoch']}/{epochs}, step {line['step']}: loss {line['loss']:.4f}, "
+        f"error {100 * line['train_error']:.2f}% train, {100 * line['test_error']:.2f}% test, "
+        f"rate {line['lr']:.3g}, {line['images_per_second']:,.0f} images/s"
+    )
+
+
+def _report(folder: RunFolder, error: ResidError) -> None:
+    """Say in status.json why no further try would help; a full disk may keep us from it."""
+    try:
+        folder.set_status("failed", error=type(error).__name__, reason=str(error))
+    except CheckpointError:
+        return

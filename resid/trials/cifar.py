@@ -1,0 +1,327 @@
+"""The experiments of the three papers on CIFAR: what each claim measures.
+
+A measure is a function of the metrics of the claim's recipes (`resid.lab.paper_recipes.FOR_CLAIM`, in that order), all
+with the same seed, to the number that the claim's `test` in claims.yaml describes. Errors are of the last epoch, never
+the best one, in percent; a run that diverged counts as guessing there, and has no value, NaN, in
+measures over epochs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from resid.errors import OptionError
+from resid.lab.experiment import Metrics, Runs
+from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
+from resid.ledger import Seeds
+
+__all__ = ["DIGITS", "MEASURES", "evidence", "recipes_of"]
+
+Measure = Callable[[Sequence[Metrics]], float]
+
+#: Names of the blocks that change the shape: the first, whose input are the images or the stem's channels, and others.
+FIRST, LATER = ("stem", "transitions.0"), ("transitions.1", "transitions.2")
+NORM_EPOCHS = (10, 40, 80, 120, 160, 200)
+#: Epochs over which the paper's Table 1 is read, and those over which fluctuations are.
+GAP_EPOCHS, SETTLED = 100, 10
+
+
+def error(run: Metrics) -> float:
+    """Test error after the last epoch, in percent."""
+    return 100 * float(run[-1]["test_error"])
+
+
+def training_error(run: Metrics) -> float:
+    """Training error after the last epoch, in percent, on the augmented batches of the epoch as they came."""
+    return 100 * float(run[-1]["train_error"])
+
+
+def errors(run: Metrics) -> np.ndarray:
+    """Test errors of all epochs in percent."""
+    return np.array([100 * line["test_error"] for line in run])
+
+
+def gaps(run: Metrics) -> np.ndarray:
+    """Generalisation gap, test error minus training error, of the first epochs, in points."""
+    return 100 * np.array([line["test_error"] - line["train_error"] for line in run[:GAP_EPOCHS]])
+
+
+def last_gap(run: Metrics) -> float:
+    """Generalisation gap after the last epoch, in points."""
+    return error(run) - training_error(run)
+
+
+def excess_gap(run: Metrics) -> float:
+    """Largest minus mean gap, in points."""
+    return float(gaps(run).max() - gaps(run).mean())
+
+
+def fluctuation(run: Metrics) -> float:
+    """Standard deviation of the change of the test error from one epoch to the next, from epoch 11 on, in points."""
+    return float(np.std(np.diff(errors(run)[SETTLED:]), ddof=1))
+
+
+def ratios(run: Metrics, epochs: int | None = None) -> dict[str, np.ndarray]:
+    """Gradient ratios of each block over the epochs in which they were taken."""
+    found = [line["ratios"] for line in run[:epochs] if "ratios" in line]
+    return {name: np.array([line[name] for line in found]) for name in found[0]}
+
+
+def deviations(run: Metrics, epochs: int | None = None) -> dict[str, np.ndarray]:
+    """|log ratio| of each block over the epochs."""
+    with np.errstate(divide="ignore"):
+        return {name: np.abs(np.log(values)) for name, values in ratios(run, epochs).items()}
+
+
+def mean_deviation(run: Metrics, identity: bool = False) -> float:
+    """Mean over blocks and epochs; identity: only over blocks with an identity skip."""
+    return float(np.mean([v for name, v in deviations(run).items() if not identity or name not in FIRST + LATER]))
+
+
+def largest_deviation(
+    run: Metrics, epochs: int | None = None, only: Callable[[str], bool] = lambda name: True
+) -> float:
+    """Largest over blocks and epochs."""
+    return most([float(v) for name, values in deviations(run, epochs).items() if only(name) for v in values])
+
+
+def most(values: Sequence[float]) -> float:
+    """The largest; NaN if one of them is."""
+    return float(np.max(values))
+
+
+def least(values: Sequence[float]) -> float:
+    """The least; NaN if one of them is."""
+    return float(np.min(values))
+
+
+def _of_one(measure: Callable[[Metrics], float]) -> Measure:
+    def number(runs: Sequence[Metrics]) -> float:
+        (run,) = runs
+        return measure(run)
+
+    return number
+
+
+def _first_minus_second(measure: Callable[[Metrics], float]) -> Measure:
+    def number(runs: Sequence[Metrics]) -> float:
+        first, second = runs
+        return measure(first) - measure(second)
+
+    return number
+
+
+def _second_minus_first(measure: Callable[[Metrics], float]) -> Measure:
+    def number(runs: Sequence[Metrics]) -> float:
+        first, second = runs
+        return measure(second) - measure(first)
+
+    return number
+
+
+def _while_finite(measure: Measure, epochs: int | None = None) -> Measure:
+    """A measure over the first epochs, or all, that has no value where a run diverged within them."""
+
+    def number(runs: Sequence[Metrics]) -> float:
+        return math.nan if any("diverged" in line for run in runs for line in run[:epochs]) else measure(runs)
+
+    return number
+
+
+def _last_over_best(run: Metrics) -> float:
+    return float(errors(run)[-1] - errors(run).min())
+
+
+def _steps_to_peak(run: Metrics) -> float:
+    """Thousands of steps after which the error stays within 0.2 points of its last value."""
+    away = np.abs(errors(run) - errors(run)[-1]) > 0.2 + 1e-9  # a difference of 0.2 is within
+    settled = int(np.flatnonzero(away)[-1]) + 1 if away.any() else 0
+    return run[settled]["step"] / 1000
+
+
+def _drop(run: Metrics) -> float:
+    """Mean error over steps 28,000 to 30,000 minus that over steps 32,000 to 34,000."""
+    found = errors(run)
+    steps = np.array([line["step"] for line in run])
+    before, after = (found[(steps >= low) & (steps <= low + 2000)] for low in (28_000, 32_000))
+    return float(before.mean() - after.mean()) if len(before) and len(after) else math.nan
+
+
+def _norm_slope(
+    runs: Sequence[Metrics], depths: Sequence[int] = (20, 56, 110), epochs: Sequence[int] = NORM_EPOCHS
+) -> float:
+    """Largest slope, over some epochs, of log mean weight norm against log depth."""
+    norms = np.log([[run[epoch - 1]["weight_norm"] for run in runs] for epoch in epochs])
+    return most([float(np.polyfit(np.log(depths), row, 1)[0]) for row in norms])
+
+
+def _diverged_in(run: Metrics) -> float:
+    """Epoch in which the loss is first not finite, or 100."""
+    return float(run[-1]["epoch"]) if "diverged" in run[-1] else 100.0
+
+
+def _growth(run: Metrics) -> float:
+    return largest_deviation(run) - largest_deviation(run, 1)
+
+
+def _one_block(run: Metrics) -> float:
+    first = largest_deviation(run, 5, lambda name: name in FIRST)
+    return first - largest_deviation(run, 5, lambda name: name not in FIRST)
+
+
+def _stem(run: Metrics) -> float:
+    means = {name: float(values.mean()) for name, values in deviations(run).items()}
+    return means.pop("stem") - most(list(means.values()))
+
+
+def _residual_depth(runs: Sequence[Metrics]) -> float:
+    """Of ResNet and ProcResNet, each shallow and deep."""
+    means = [mean_deviation(run, identity=True) for run in runs]
+    return least([means[0] - means[1], means[2] - means[3]])
+
+
+def _start_of_worst(runs: Sequence[Metrics]) -> float:
+    """Identity blocks at initial weights, shallow minus deep."""
+    shallow, deep = (largest_deviation(run, 1, lambda name: name not in FIRST + LATER) for run in runs)
+    return shallow - deep
+
+
+def _around_one(runs: Sequence[Metrics]) -> float:
+    return most([abs(float(np.median(np.concatenate(list(ratios(run).values())))) - 1) for run in runs])
+
+
+def _loss_falls(runs: Sequence[Metrics]) -> float:
+    """ResNet and ProcResNet in turn, from shallow to deep."""
+    losses = [float(run[-1]["loss"]) for run in runs]
+    falls = [shallow - deep for shallow, deep in zip(losses, losses[2:], strict=False)]
+    return least(falls)
+
+
+def _in_pairs(measure: Callable[[Metrics], float]) -> Measure:
+    """The least difference of pairs, first minus second."""
+
+    def number(runs: Sequence[Metrics]) -> float:
+        return least([measure(a) - measure(b) for a, b in zip(runs[::2], runs[1::2], strict=True)])
+
+    return number
+
+
+def _fluctuation_ratio(runs: Sequence[Metrics]) -> float:
+    deep, shallow = runs
+    return fluctuation(deep) / fluctuation(shallow)
+
+
+def _measures() -> dict[str, Measure]:
+    second_minus_first, mean_gap = _second_minus_first(error), lambda run: float(gaps(run).mean())
+    last_epoch: dict[str, Measure] = {
+        "hardt-ma/section-4.1-initialization-helps": _first_minus_second(error),
+        "hardt-ma/section-4.1-fixed-projection": _first_minus_second(error),
+        "hardt-ma/section-4.1-batch-norm-overfits": _first_minus_second(last_gap),
+        "li/figure-9-length-1": second_minus_first,
+        "li/figure-9-length-2": _first_minus_second(error),
+        "li/figure-9-length-3": second_minus_first,
+        "li/figure-9-length-4": second_minus_first,
+        "li/figure-9-longer": _first_minus_second(error),
+        "zaeemzadeh/section-4-every-two-iterations": _first_minus_second(error),
+        "zaeemzadeh/figure-3-plain164-unstable": _of_one(_diverged_in),
+        "zaeemzadeh/figure-4-plain-train": _first_minus_second(training_error),
+        "zaeemzadeh/table-2-better-cifar10": _in_pairs(error),
+        "zaeemzadeh/table-2-better-cifar100": _in_pairs(error),
+        "zaeemzadeh/table-3-architecture-helps": _first_minus_second(error),
+        "zaeemzadeh/table-3-projection-helps": _first_minus_second(error),
+    }
+    over_epochs: dict[str, Measure] = {
+        "hardt-ma/section-4.1-no-overfitting": _of_one(_last_over_best),
+        "hardt-ma/section-4.1-peak-steps": _of_one(_steps_to_peak),
+        "hardt-ma/figure-1-left": _of_one(_drop),
+        "hardt-ma/figure-1-right": _of_one(_drop),
+        "li/figure-2": _norm_slope,
+        "zaeemzadeh/figure-3-plain-diverges": _of_one(_growth),
+        "zaeemzadeh/figure-3-plain-depth": _first_minus_second(mean_deviation),
+        "zaeemzadeh/figure-3-residual-depth": _residual_depth,
+        "zaeemzadeh/figure-3-depth-20-alike": _first_minus_second(mean_deviation),
+        "zaeemzadeh/figure-3-depth-20-procresnet": _first_minus_second(mean_deviation),
+        "zaeemzadeh/figure-3-procresnet-stem": _of_one(_stem),
+        "zaeemzadeh/figure-3-procresnet-transitions": _first_minus_second(
+            lambda run: largest_deviation(run, None, lambda name: name in LATER)
+        ),
+        "zaeemzadeh/figure-3-around-one": _around_one,
+        "zaeemzadeh/figure-4-residual-train": _loss_falls,
+        "zaeemzadeh/figure-4-resnet-fluctuation": _first_minus_second(fluctuation),
+        "zaeemzadeh/figure-4-procresnet-smaller": _first_minus_second(fluctuation),
+        "zaeemzadeh/figure-4-procresnet-fluctuation": _fluctuation_ratio,
+        "zaeemzadeh/table-1-smaller-gap": _in_pairs(mean_gap),
+        "zaeemzadeh/table-1-smaller-fluctuation": _in_pairs(excess_gap),
+    }
+    for claim in FOR_CLAIM:
+        if "/table-1-" in claim and claim.endswith("-mean"):
+            over_epochs[claim] = _of_one(mean_gap)
+        elif "/table-1-" in claim and claim.endswith("-max"):
+            over_epochs[claim] = _of_one(lambda run: float(gaps(run).max()))
+    early = {
+        "zaeemzadeh/section-4.1-worst-block": _while_finite(_start_of_worst, 1),
+        "zaeemzadeh/figure-3-plain83-one-block": _while_finite(_of_one(_one_block), 5),
+    }
+    found = last_epoch | {claim: _while_finite(measure) for claim, measure in over_epochs.items()} | early
+    return {claim: _of_one(error) for claim in FOR_CLAIM if claim not in found} | found  # headline numbers
+
+
+MEASURES: dict[str, Measure] = _measures()
+
+#: Small networks on digits for the claims about which a run of seconds can say something, in the order of `FOR_CLAIM`.
+DIGITS: dict[str, tuple[str, ...]] = {
+    "hardt-ma/section-4.1-initialization-helps": ("digits-allconv-standard", "digits-allconv"),
+    "hardt-ma/section-4.1-fixed-projection": ("digits-allconv-trained-head", "digits-allconv"),
+    "hardt-ma/section-4.1-no-overfitting": ("digits-allconv",),
+    "hardt-ma/section-4.1-batch-norm-overfits": ("digits-allconv-batch-norm", "digits-allconv"),
+    "li/figure-2": ("digits-shortcut-20-2", "digits-shortcut-38-2", "digits-shortcut-74-2"),
+    "zaeemzadeh/section-4-every-two-iterations": ("digits-proc22-every2", "digits-proc22-every1"),
+    "zaeemzadeh/figure-3-plain164-unstable": ("digits-plain164",),
+    "zaeemzadeh/figure-3-plain-diverges": ("digits-plain56",),
+    "zaeemzadeh/figure-3-plain-depth": ("digits-plain56", "digits-plain20"),
+    "zaeemzadeh/figure-3-residual-depth": ("digits-resnet20", "digits-resnet56", "digits-proc22", "digits-proc58"),
+    "zaeemzadeh/section-4.1-worst-block": ("digits-resnet20", "digits-resnet56"),
+    "zaeemzadeh/figure-3-depth-20-alike": ("digits-plain20", "digits-resnet20"),
+    "zaeemzadeh/figure-3-depth-20-procresnet": ("digits-resnet20", "digits-proc22"),
+    "zaeemzadeh/figure-3-procresnet-transitions": ("digits-resnet56", "digits-proc58"),
+    "zaeemzadeh/figure-3-around-one": (
+        "digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56", "digits-proc22", "digits-proc58"),
+    "zaeemzadeh/figure-4-plain-train": ("digits-plain56", "digits-plain20"),
+    "zaeemzadeh/table-3-projection-helps": ("digits-proc22-unprojected", "digits-proc22"),
+}  # fmt: skip
+
+
+def evidence(claim_id: str, runs: Runs, seeds: Sequence[int], small: bool = False) -> Seeds:
+    """The claim's number for each seed, from runs of its recipes.
+
+    Args:
+        claim_id: of `MEASURES`. runs: see `resid.lab.experiment.run_recipes`. seeds: to take.
+        small: of the recipes on digits (`DIGITS`) instead of those on CIFAR.
+
+    Raises:
+        OptionError: no measure, no small recipes, or a run that is not there.
+    """
+    known = DIGITS if small else FOR_CLAIM
+    if claim_id not in MEASURES or claim_id not in known:
+        raise OptionError(f"claim_id = {claim_id!r}: no {'digits' if small else 'CIFAR'} runs measure this claim")
+    names = known[claim_id]
+    if missing := [f"{name} seed {seed}" for seed in seeds for name in names if (name, seed) not in runs]:
+        raise OptionError(f"{claim_id}: there are no runs of {', '.join(missing)}")
+    measure: Measure = MEASURES[claim_id]
+    if small and claim_id == "li/figure-2":  # other depths, and every epoch of the few there are
+        depths = [RECIPES[name].network_options["depth"] for name in names]
+        epochs = range(1, (RECIPES[names[0]].epochs or 0) + 1)
+        measure = functools.partial(_norm_slope, depths=depths, epochs=epochs)
+    values = [measure([runs[name, seed] for name in names]) for seed in seeds]
+    what = ", ".join(f"{name} ({RECIPES[name].hash})" for name in names)
+    return Seeds(values, seeds, what)
+
+
+def recipes_of(claims: Sequence[str], small: bool = False) -> tuple[str, ...]:
+    """Names of all recipes that some claims compare, each once."""
+    known = DIGITS if small else FOR_CLAIM
+    return tuple(dict.fromkeys(name for claim in claims for name in known.get(claim, ())))

@@ -1,0 +1,133 @@
+"""What the projection adds to the time of a training step (Zaeemzadeh et al. 2018, Sections 3 and 4)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resid.ledger import Seeds
+from resid.nets.preact import ProcResNet
+from resid.nets.procrustes import input_sizes
+from resid.theory._check import check_option
+from resid.theory.procrustes import project_norm_preserving
+from resid.theory.procrustes_released import released_projection
+
+__all__ = ["ROUTES", "extra_percent", "measure_overhead", "overheads", "step_seconds", "svd_projection"]
+
+#: Nothing; iteration (9) at all frequencies as published, with the sign corrected; singular values; and ours.
+ROUTES = ("none", "published", "svd", "ours")
+
+
+def svd_projection(kernel: Tensor, n: int) -> Tensor:
+    """Algorithm 1 with singular value decompositions at all n^2 frequencies, as far from clever as the released code.
+
+    Example:
+        >>> kernel = torch.randn(8, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+        >>> bool(torch.allclose(svd_projection(kernel, 4), released_projection(kernel, 4, slip=False), atol=1e-3))
+        True
+    """
+    d, c, height, width = kernel.shape
+    spectrum = torch.fft.fft2(kernel, (n, n)).permute(2, 3, 0, 1)
+    U, _, Vh = torch.linalg.svd(spectrum, full_matrices=False)
+    whole = torch.fft.ifft2((U @ Vh).permute(2, 3, 0, 1)).real
+    return math.sqrt(d / c) * whole[..., :height, :width]
+
+
+def _projected(route: str, kernel: Tensor, n: int, stride: Any) -> Tensor:
+    if route == "published":
+        return released_projection(kernel, n, slip=False)
+    return svd_projection(kernel, n) if route == "svd" else project_norm_preserving(kernel, n, stride=stride)
+
+
+def step_seconds(
+    depth: int,
+    route: str,
+    seed: int = 0,
+    *,
+    steps: int = 200,
+    warmup: int = 20,
+    every: int = 2,
+    batch: int = 128,
+    width: int = 16,
+    size: int = 32,
+    device: str = "cpu",
+) -> float:
+    """Seconds of one step of SGD on ProcResNet, projected by a route after every second step.
+
+    Args:
+        depth: 9n + 4. route: of `ROUTES`. steps: timed, after `warmup` others. every: project after so many steps.
+        batch, size: of random images. width: of the network. device: "cpu" or "cuda".
+    """
+    check_option("route", route, ROUTES)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ProcResNet(depth, width).to(device)
+        images = torch.randn(batch, 3, size, size).to(device)
+        labels = torch.randint(10, (batch,)).to(device)
+    sizes = input_sizes(network, images[:1])
+    names = {id(module): name for name, module in network.named_modules()}
+    layers = [(layer, sizes[names[id(layer)]][0]) for layer in network.linear_convolutions()]
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+
+    def train(count: int) -> None:
+        for step in range(count):
+            F.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if route != "none" and step % every == every - 1:
+                with torch.no_grad():
+                    for layer, n in layers:
+                        layer.weight.copy_(_projected(route, layer.weight, n, layer.stride))
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+
+    train(warmup)
+    began = time.perf_counter()
+    train(steps)
+    return (time.perf_counter() - began) / steps
+
+
+def extra_percent(times: Mapping[str, float], route: str) -> float:
+    """By how many percent the steps of a route take longer than those without projection.
+
+    Example:
+        >>> extra_percent({"none": 0.5, "svd": 0.75}, "svd")
+        50.0
+    """
+    return 100 * (times[route] / times["none"] - 1)
+
+
+def measure_overhead(
+    seeds: Sequence[int], depths: Sequence[int] = (166, 1003), clock: Callable[..., float] = step_seconds, **sizes: int
+) -> dict[tuple[int, int], dict[str, float]]:
+    """Seconds of a step by route, for each (depth, seed); on a GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        (depth, seed): {route: clock(depth, route, seed, device=device, **sizes) for route in ROUTES}
+        for seed in seeds
+        for depth in depths
+    }
+
+
+def overheads(times: Mapping[tuple[int, int], Mapping[str, float]]) -> dict[str, Seeds]:
+    """The claims about the cost, from `measure_overhead` for a shallow and a deep network."""
+    shallow, deep = sorted({depth for depth, _ in times})
+    seeds = sorted({seed for _, seed in times})
+    first = [extra_percent(times[shallow, seed], "published") for seed in seeds]
+    second = [extra_percent(times[deep, seed], "published") for seed in seeds]
+    svd = [extra_percent(times[shallow, seed], "svd") for seed in seeds]
+    return {
+        "zaeemzadeh/section-3-overhead": Seeds(first, seeds, f"extra time of depth {shallow}, percent"),
+        "zaeemzadeh/section-4-overhead-depth": Seeds(
+            [a - b for a, b in zip(first, second, strict=True)], seeds, f"depth {shallow} minus {deep}, percent"
+        ),
+        "zaeemzadeh/section-4-overhead-svd": Seeds(
+            [a - b for a, b in zip(svd, first, strict=True)], seeds, "singular values minus iteration, percent"
+        ),
+    }

@@ -1,0 +1,179 @@
+"""The parts of the CIFAR chapters: what is trained and recorded together, and what the records say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resid.errors import OptionError
+from resid.lab.experiment import finished_runs, run_recipes
+from resid.lab.paper_recipes import FOR_CLAIM
+from resid.ledger import Verdict, get_claim, verdicts
+from resid.ledger.evidence import Evidence
+from resid.trials.cifar import evidence, recipes_of
+from resid.trials.cifar_counts import counted
+from resid.trials.cifar_overhead import measure_overhead, overheads
+
+__all__ = [
+    "COUNTS",
+    "PARTS",
+    "check_part",
+    "finished_parts",
+    "paper_and_ours",
+    "part_evidence",
+    "part_seeds",
+    "seeds_of",
+]
+
+#: The parts of each chapter: a part is trained and recorded by itself, in a record of its own.
+PARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "experiments/allconv_cifar": {
+        "counts": (
+            "hardt-ma/table-1-convolutions", "hardt-ma/table-1-parameters", "hardt-ma/section-4.1-parameters"),
+        "figure-1-left": (
+            "hardt-ma/figure-1-left", "hardt-ma/section-4.1-no-overfitting", "hardt-ma/section-4.1-peak-steps"),
+        "figure-1-right": ("hardt-ma/figure-1-right",),
+        "table-2-cifar10": (
+            "hardt-ma/table-2-cifar10", "hardt-ma/intro-competitive-with-resnet",
+            "hardt-ma/table-2-beats-all-cnn-cifar10"),
+        "table-2-cifar100": (
+            "hardt-ma/table-2-cifar100", "hardt-ma/table-2-beats-resnet-cifar100",
+            "hardt-ma/table-2-beats-all-cnn-cifar100"),
+        "initialization": ("hardt-ma/section-4.1-initialization-helps",),
+        "fixed-projection": ("hardt-ma/section-4.1-fixed-projection",),
+        "batch-norm": ("hardt-ma/section-4.1-batch-norm-overfits",),
+    },
+    "experiments/shortcut_depth_cifar": {
+        "counts": ("li/section-5.3.2-parameters",),
+        "figure-2": ("li/figure-2",),
+        "figure-9": (
+            "li/figure-9-length-1", "li/figure-9-length-2", "li/figure-9-length-3", "li/figure-9-length-4",
+            "li/figure-9-longer"),
+    },
+    "experiments/procresnet_cifar": {
+        "counts": (
+            "zaeemzadeh/section-4-depth-resnet", "zaeemzadeh/section-4-depth-procresnet",
+            "zaeemzadeh/table-2-parameters-resnet164", "zaeemzadeh/table-2-parameters-resnet1001",
+            "zaeemzadeh/table-2-parameters-erased164", "zaeemzadeh/table-2-parameters-procresnet166",
+            "zaeemzadeh/table-2-parameters-procresnet1003", "zaeemzadeh/section-4.3-under-one-percent",
+            "zaeemzadeh/section-4.3-blocks", "zaeemzadeh/section-4.3-parameters-procresnet274",
+            "zaeemzadeh/section-4.3-four-times"),
+        "figure-3": (
+            "zaeemzadeh/figure-3-plain164-unstable", "zaeemzadeh/figure-3-plain-diverges",
+            "zaeemzadeh/figure-3-plain-depth", "zaeemzadeh/figure-3-residual-depth",
+            "zaeemzadeh/figure-3-plain83-one-block", "zaeemzadeh/figure-3-depth-20-alike",
+            "zaeemzadeh/figure-3-depth-20-procresnet", "zaeemzadeh/figure-3-procresnet-stem",
+            "zaeemzadeh/figure-3-procresnet-transitions", "zaeemzadeh/figure-3-around-one"),
+        "figure-3-start": ("zaeemzadeh/section-4.1-worst-block",),
+        "figure-4": (
+            "zaeemzadeh/figure-4-plain-train", "zaeemzadeh/figure-4-residual-train",
+            "zaeemzadeh/figure-4-resnet-fluctuation", "zaeemzadeh/figure-4-procresnet-smaller",
+            "zaeemzadeh/figure-4-procresnet-fluctuation"),
+        "figure-5": ("zaeemzadeh/figure-5-procresnet274",),
+        "table-1-row-1": (
+            "zaeemzadeh/table-1-plain20-mean", "zaeemzadeh/table-1-plain20-max",
+            "zaeemzadeh/table-1-resnet20-mean", "zaeemzadeh/table-1-resnet20-max",
+            "zaeemzadeh/table-1-procresnet20-mean", "zaeemzadeh/table-1-procresnet20-max"),
+        "table-1-row-2": (
+            "zaeemzadeh/table-1-plain83-mean", "zaeemzadeh/table-1-plain83-max",
+            "zaeemzadeh/table-1-resnet83-mean", "zaeemzadeh/table-1-resnet83-max",
+            "zaeemzadeh/table-1-procresnet83-mean", "zaeemzadeh/table-1-procresnet83-max"),
+        "table-1-row-3": (
+            "zaeemzadeh/table-1-resnet164-mean", "zaeemzadeh/table-1-resnet164-max",
+            "zaeemzadeh/table-1-procresnet164-mean", "zaeemzadeh/table-1-procresnet164-max"),
+        "table-1": ("zaeemzadeh/table-1-smaller-gap", "zaeemzadeh/table-1-smaller-fluctuation"),
+        "table-2-row-1": ("zaeemzadeh/table-2-resnet164-cifar10", "zaeemzadeh/table-2-resnet164-cifar100"),
+        "table-2-row-2": ("zaeemzadeh/table-2-resnet1001-cifar10", "zaeemzadeh/table-2-resnet1001-cifar100"),
+        "table-2-row-3": ("zaeemzadeh/table-2-erased164-cifar10", "zaeemzadeh/table-2-erased164-cifar100"),
+        "table-2-row-4": ("zaeemzadeh/table-2-erased1001-cifar10", "zaeemzadeh/table-2-erased1001-cifar100"),
+        "table-2-row-5": ("zaeemzadeh/table-2-procresnet166-cifar10", "zaeemzadeh/table-2-procresnet166-cifar100"),
+        "table-2-row-6": ("zaeemzadeh/table-2-procresnet1003-cifar10", "zaeemzadeh/table-2-procresnet1003-cifar100"),
+        "table-2-row-7": (
+            "zaeemzadeh/table-2-erased-procresnet166-cifar10", "zaeemzadeh/table-2-erased-procresnet166-cifar100"),
+        "table-2-row-8": (
+            "zaeemzadeh/table-2-erased-procresnet1003-cifar10", "zaeemzadeh/table-2-erased-procresnet1003-cifar100"),
+        "table-2": ("zaeemzadeh/table-2-better-cifar10", "zaeemzadeh/table-2-better-cifar100"),
+        "table-3-row-2": ("zaeemzadeh/table-3-modified",),
+        "table-3": ("zaeemzadeh/table-3-architecture-helps", "zaeemzadeh/table-3-projection-helps"),
+        "every-two": ("zaeemzadeh/section-4-every-two-iterations",),
+        "overhead": (
+            "zaeemzadeh/section-3-overhead", "zaeemzadeh/section-4-overhead-depth",
+            "zaeemzadeh/section-4-overhead-svd"),
+    },
+}  # fmt: skip
+#: Parts that train nothing: they count, or they measure time.
+COUNTS = ("counts", "overhead")
+
+
+def finished_parts(chapter: str, count: int, first: int = 0, folder: str | Path | None = None) -> tuple[str, ...]:
+    """The parts of a chapter all of whose runs are finished, with `count` seeds, or as many as the claims fix if 0."""
+    found = []
+    for part, claims in PARTS[chapter].items():
+        if part in COUNTS:
+            continue
+        wanted = {(name, seed) for c in claims for name in FOR_CLAIM[c] for seed in seeds_of(c, count, first)}
+        seeds = sorted({seed for _, seed in wanted})
+        if wanted <= set(finished_runs(recipes_of(claims), seeds, folder)):
+            found.append(part)
+    return tuple(found)
+
+
+def seeds_of(claim_id: str, count: int = 0, first: int = 0) -> tuple[int, ...]:
+    """`count` seeds from the first on, as many as claims.yaml fixes if 0."""
+    return tuple(range(first, first + (count or get_claim(claim_id).seeds)))
+
+
+def paper_and_ours(chapter: str, found: Mapping[str, Verdict] | None = None) -> list[tuple[str, str, str, str]]:
+    """Rows (where, printed, verdict, ours) of a chapter's experiments that have a verdict from recorded full runs."""
+    rows = []
+    for verdict in (verdicts() if found is None else found).values():
+        claim = verdict.claim
+        if claim.chapter == chapter and claim.kind == "experiment" and verdict.verdict != "not run":
+            printed = "" if claim.printed is None else f"{claim.printed:g} {claim.unit}"
+            rows.append((claim.where, printed, verdict.verdict, verdict.detail))
+    return rows
+
+
+def part_seeds(chapter: str, part: str, count: int = 0, first: int = 0) -> tuple[int, ...]:
+    """All seeds that some claim of a part takes, see `seeds_of`."""
+    return tuple(sorted({seed for claim in PARTS[chapter][part] for seed in seeds_of(claim, count, first)}))
+
+
+def check_part(chapter: str, part: str) -> None:
+    """Refuse a part that a chapter has not.
+
+    Raises:
+        OptionError: see there.
+    """
+    if part not in PARTS[chapter]:
+        raise OptionError(f"PART = {part!r}: {chapter} has {', '.join(PARTS[chapter])}")
+
+
+def part_evidence(
+    chapter: str, part: str, count: int = 0, first: int = 0, **options: Any
+) -> Iterator[tuple[str, Evidence]]:
+    """Train the recipes of a part, or go on with them, and give the evidence for each of its claims.
+
+    Args:
+        chapter, part: of `PARTS`. count, first: see `seeds_of`. options: of `resid.lab.experiment.run_recipes`.
+
+    Raises:
+        OptionError: no such part, or no GPU for the one that measures time. UnfinishedError: the time was up; call it
+        again.
+    """
+    check_part(chapter, part)
+    claims = PARTS[chapter][part]
+    if part == "counts":
+        for claim in claims:
+            yield from ((claim, found) for found in counted(claim))
+    elif part == "overhead":
+        if not torch.cuda.is_available():
+            raise OptionError("PART = 'overhead': its claims are about the time of a step on a GPU, and there is none")
+        yield from overheads(measure_overhead(part_seeds(chapter, part, count, first))).items()
+    else:
+        runs = run_recipes(recipes_of(claims), part_seeds(chapter, part, count, first), **options)
+        for claim in claims:
+            yield claim, evidence(claim, runs, seeds_of(claim, count, first))

@@ -1,0 +1,144 @@
+"""Several runs: what is finished is not trained again, what was stopped goes on, what diverged is over."""
+
+import math
+
+import pytest
+
+from resid.errors import OptionError
+from resid.lab import experiment
+from resid.lab.experiment import UnfinishedError, finished_runs, run_folder, run_recipes, runs_folder
+from resid.lab.launch import LaunchError
+from resid.lab.paper_recipes import RECIPES
+from resid.lab.recipes import Recipe
+from resid.lab.train import DivergedError, train
+
+SMALL = Recipe(
+    dataset="digits", network="shortcut_depth", options={"depth": 5, "length": 1, "width": 2}, epochs=2, batch=256,
+    pad=0, flip=False,
+)  # fmt: skip
+WILD = SMALL.replace(lr=1e30)
+
+
+def quiet(*args, **options):
+    return run_recipes(*args, **{"say": None, "device": "cpu", **options})
+
+
+def test_a_finished_run_is_read_and_not_trained_again(tmp_path, monkeypatch):
+    said = []
+    runs = quiet({"a": SMALL}, [0, 3], tmp_path, say=said.append)
+    assert set(runs) == {("a", 0), ("a", 3)}
+    assert [len(metrics) for metrics in runs.values()] == [2, 2]
+    assert runs["a", 0][-1]["loss"] != runs["a", 3][-1]["loss"]
+    assert said[0].startswith("a, seed 0: begins in a-")
+    assert said[1].startswith("a, seed 0: 2 epochs, test error ")
+    monkeypatch.setattr(experiment, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert quiet({"a": SMALL}, [0, 3], tmp_path) == runs
+    assert finished_runs({"a": SMALL}, [0, 1, 3], tmp_path) == runs
+
+
+def test_seeds_share_a_hash_and_other_recipes_do_not(tmp_path):
+    names = [run_folder("a", recipe, tmp_path).name for recipe in (SMALL, SMALL.replace(seed=3), SMALL.replace(lr=1))]
+    assert names[1] == names[0].replace("seed0", "seed3")
+    assert names[2] != names[0]
+    assert all(name.startswith("a-") for name in names)
+
+
+def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
+    whole = quiet({"a": SMALL}, [0], tmp_path / "whole")["a", 0]
+    stopped = run_folder("a", SMALL, tmp_path / "parts")
+    train(SMALL, stopped, device="cpu", max_seconds=0)
+    assert finished_runs({"a": SMALL}, [0], tmp_path / "parts") == {}
+    said = []
+    resumed = quiet({"a": SMALL}, [0], tmp_path / "parts", say=said.append)["a", 0]
+    assert "goes on in" in said[0]
+    for line, other in zip(resumed, whole, strict=True):
+        assert {k: line[k] for k in ("step", "loss", "test_error")} == {
+            k: other[k] for k in ("step", "loss", "test_error")
+        }
+
+
+def test_when_the_time_is_up_the_error_says_how_to_go_on(tmp_path):
+    done = quiet({"a": SMALL}, [0], tmp_path)
+    with pytest.raises(
+        UnfinishedError, match=r"1 of 3 runs .*the same command goes on with b seed 0, c seed 0"
+    ) as told:
+        quiet({"a": SMALL, "b": SMALL.replace(lr=0.2), "c": SMALL.replace(lr=0.3)}, [0], tmp_path, max_seconds=1e-9)
+    assert told.value.runs == done
+    assert not run_folder("b", SMALL.replace(lr=0.2), tmp_path).exists()
+    with pytest.raises(UnfinishedError, match=r"0 of 1 runs are finished \(max_seconds is over\)"):
+        quiet({"b": SMALL.replace(lr=0.2, epochs=10_000)}, [0], tmp_path, max_seconds=0.5)
+    assert run_folder("b", SMALL.replace(lr=0.2, epochs=10_000), tmp_path).exists()
+
+
+def test_a_run_that_diverges_is_over(tmp_path, monkeypatch):
+    (last,) = quiet({"wild": WILD}, [0], tmp_path)["wild", 0]
+    assert last["diverged"]
+    assert last["epoch"] == 1
+    assert last["loss"] == last["test_loss"] == math.inf
+    assert last["test_error"] == last["train_error"] == pytest.approx(0.9)
+    monkeypatch.setattr(experiment, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert quiet({"wild": WILD}, [0], tmp_path)["wild", 0] == [last]
+
+
+def test_the_epoch_of_divergence_counts_from_one(tmp_path):
+    later = SMALL.replace(epochs=4, schedule="steps", milestones=(2,), factor=1.0, lr=0.1)
+    place = run_folder("later", later, tmp_path)
+    train(later, place, device="cpu")
+    status = '{"state": "failed", "error": "DivergedError", "reason": "the loss is not finite at step 13 (epoch 2, x)"}'
+    (place / "status.json").write_text(status)
+    found = finished_runs({"later": later}, [0], tmp_path)["later", 0]
+    assert [line["epoch"] for line in found] == [1, 2, 3]
+    assert found[-1]["step"] == 13
+
+
+def test_several_processes_go_through_the_launcher(tmp_path, monkeypatch):
+    seen = []
+
+    def launched(recipe, place, nproc, **options):
+        seen.append((nproc, options["max_seconds"]))
+        try:
+            return train(recipe, place, device="cpu")
+        except DivergedError as error:
+            raise LaunchError("no try finished", [str(error)]) from error
+
+    monkeypatch.setattr(experiment, "launch", launched)
+    assert len(quiet({"a": SMALL}, [0], tmp_path, nproc=2)["a", 0]) == 2
+    assert quiet({"wild": WILD}, [0], tmp_path, nproc=2)["wild", 0][-1]["diverged"]
+    assert seen == [(2, None), (2, None)]
+
+    def broken(*_, **__):
+        raise LaunchError("no try finished", ["rank 1 was ended by SIGKILL"])
+
+    monkeypatch.setattr(experiment, "launch", broken)
+    with pytest.raises(LaunchError):
+        quiet({"b": SMALL.replace(lr=0.2)}, [0], tmp_path, nproc=2)
+
+
+def test_the_folder_is_that_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESID_RUNS", str(tmp_path / "runs"))
+    assert runs_folder() == tmp_path / "runs"
+    quiet({"a": SMALL}, [0])
+    assert [p.name[:2] for p in (tmp_path / "runs").iterdir()] == ["a-"]
+    monkeypatch.delenv("RESID_RUNS")
+    assert str(runs_folder()) == "resid-runs"
+
+
+@pytest.mark.parametrize(
+    ("names", "seeds", "more", "text"),
+    [
+        (["digits-proc22", "digits-proc23"], [0], {}, "no recipe 'digits-proc23'"),
+        ("digits-proc22", [0], {}, "a list of names is needed"),
+        (["digits-proc22"], [], {}, "at least one of each"),
+        ([], [0], {}, "at least one of each"),
+        (["digits-proc22"], [0], {"nproc": 0}, "nproc = 0: an integer of at least 1"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(names, seeds, more, text, tmp_path):
+    with pytest.raises(OptionError, match=text):
+        quiet(names, seeds, tmp_path, **more)
+
+
+def test_names_are_of_recipes_and_pairs_come_together():
+    wanted = list(experiment._wanted(["digits-proc22", "digits-resnet20", "digits-proc22"], [0, 1]))
+    assert wanted == [("digits-proc22", 0), ("digits-resnet20", 0), ("digits-proc22", 1), ("digits-resnet20", 1)]
+    assert experiment._wanted(["digits-proc22"], [7])["digits-proc22", 7] == RECIPES["digits-proc22"].replace(seed=7)

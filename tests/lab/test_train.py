@@ -1,0 +1,338 @@
+"""The training loop in this process: against the loop by hand, exact after a stop, and clear about what goes wrong."""
+
+import errno
+import json
+import os
+import signal
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from resid.errors import OptionError
+from resid.lab import checkpoint
+from resid.lab.audit import audit
+from resid.lab.batches import crop_and_flip, draw_crops, draw_order, load_split, pixel_statistics
+from resid.lab.checkpoint import BusyError, CheckpointError, RecipeMismatchError, RunFolder
+from resid.lab.engine import Engine, numerics
+from resid.lab.probes import blocks_of, mean_weight_norm, watch_gradients
+from resid.lab.ranks import Ranks
+from resid.lab.recipes import Recipe, build_network
+from resid.lab.trackers import open_tracker
+from resid.lab.train import DivergedError, train
+from tests.twins.training import slow_training
+
+ALLCONV = Recipe(
+    dataset="digits", network="allconv", options={"blocks": 1, "widths": (2, 4, 4, 8)}, epochs=2, batch=300, lr=0.05,
+    pad=1, flip=False,
+)  # fmt: skip
+PROC = Recipe(
+    dataset="digits", network="proc", options={"depth": 13, "width": 1}, epochs=2, batch=300, pad=1, flip=True,
+    nesterov=True, projection_probability=0.5, probe_epochs=(0, 1),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bit for bit is meant for a fixed number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ALLCONV.replace(
+            normalize="image", decay="convolutions", weight_decay=0.1, schedule="steps", milestones=(1,),
+            options={**ALLCONV.network_options, "init": "standard", "fixed_head": False},
+        ),
+        PROC.replace(
+            projection_probability=None, fill="reflect", batch=500, weight_decay=0.01, probe_epochs=(), lr=0.05
+        ),
+    ],
+    ids=["allconv", "proc"],
+)  # fmt: skip
+def test_weights_are_those_of_the_loop_by_hand(recipe, tmp_path):
+    weights, losses = slow_training(recipe)
+    result = train(recipe, tmp_path)
+    found = result.weights()
+    for name, value in weights.items():
+        torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-4, msg=name)
+    assert [line["loss"] for line in result.metrics] == pytest.approx(losses, rel=1e-4)
+    moved = max(float((found[n] - w).abs().max()) for n, w in build_network(recipe).state_dict().items() if w.ndim == 4)
+    assert moved > 0.02, "the comparison would not notice a step left out"
+
+
+def test_metrics_weights_and_status(tmp_path):
+    lines = []
+    result = train(ALLCONV, tmp_path, say=lines.append)
+    assert (result.state, result.step, len(lines)) == ("finished", 10, 2)
+    assert result.metrics == [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in result.metrics] == [5, 10]
+    assert lines[1].startswith("epoch 2/2, step 10: loss ")
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+    assert Recipe.from_json((tmp_path / "recipe.json").read_text()) == ALLCONV
+
+    model = build_network(ALLCONV)
+    model.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    test, look = load_split("digits", "test"), pixel_statistics(load_split("digits").images)
+    with torch.no_grad():
+        logits = model(((test.images - look[0].view(1, -1, 1, 1)) / look[1].view(1, -1, 1, 1)).float())
+    last = result.metrics[-1]
+    assert last["test_error"] == float((logits.argmax(1) != test.labels).double().mean())
+    assert last["test_loss"] == pytest.approx(float(F.cross_entropy(logits, test.labels)), rel=1e-5)
+    assert last["weight_norm"] == pytest.approx(float(mean_weight_norm(model)))
+    assert last["images_per_second"] == pytest.approx(1433 / last["seconds"])
+    before = (tmp_path / "weights.pt").stat().st_mtime_ns
+    assert train(ALLCONV, tmp_path).metrics == result.metrics
+    assert (tmp_path / "weights.pt").stat().st_mtime_ns == before, "a finished run is left alone"
+
+
+@pytest.mark.parametrize("recipe", [ALLCONV, PROC], ids=["allconv", "proc"])
+def test_stopping_changes_nothing(recipe, tmp_path):
+    whole = train(recipe, tmp_path / "whole")
+    for i in range(20):
+        part = train(recipe, tmp_path / "parts", max_seconds=0)
+        if part.state == "finished":
+            break
+        assert (part.state, part.reason, part.step) == ("stopped", "max_seconds is over", i + 1)
+    assert i == 9
+    assert equal(part.weights(), whole.weights())
+    times = {"seconds", "images_per_second"}
+    for mine, theirs in zip(part.metrics, whole.metrics, strict=True):
+        assert {k: v for k, v in mine.items() if k not in times} == {k: v for k, v in theirs.items() if k not in times}
+
+
+def test_runs_given_in_steps_end_inside_an_epoch(tmp_path):
+    recipe = ALLCONV.replace(epochs=None, steps=7, schedule="steps", milestones=(6,))
+    result = train(recipe, tmp_path)
+    assert [line["step"] for line in result.metrics] == [5, 7]
+    assert [line["lr"] for line in result.metrics] == pytest.approx([0.05, 0.005])
+
+
+def test_sigterm_saves_and_stops(tmp_path, monkeypatch):
+    step = torch.optim.SGD.step
+
+    def terminated(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", terminated)
+        result = train(ALLCONV, tmp_path)
+    assert (result.state, result.reason, result.step) == ("stopped", "SIGTERM", 1)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert json.loads((tmp_path / "status.json").read_text()) == {"state": "stopped", "step": 1, "reason": "SIGTERM"}
+
+
+def test_old_checkpoints_go_and_a_damaged_one_is_passed_over(tmp_path):
+    whole = train(ALLCONV, tmp_path / "whole", save_every=3)
+    found = RunFolder(tmp_path / "whole", ALLCONV).checkpoints()
+    assert [path.name[:14] for path in found] == ["step-000000009", "step-000000010"]
+    (tmp_path / "whole" / "weights.pt").unlink()
+    content = bytearray(found[-1].read_bytes())
+    content[len(content) // 2] ^= 1
+    found[-1].write_bytes(content)
+    with pytest.warns(UserWarning, match="step-000000010.*damaged and passed over"):
+        again = train(ALLCONV, tmp_path / "whole")
+    assert equal(again.weights(), whole.weights())
+    assert [line["step"] for line in again.metrics] == [5, 10]
+
+
+@pytest.mark.parametrize("without_recipe_file", [False, True])
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, without_recipe_file):
+    train(ALLCONV, tmp_path, max_seconds=0)
+    if without_recipe_file:
+        (tmp_path / "recipe.json").unlink()
+    other = ALLCONV.replace(lr=0.1, options={"blocks": 2, "widths": (2, 4, 4, 8)})
+    with pytest.raises(RecipeMismatchError, match=r"differs in options: .*'blocks': 1.*'blocks': 2.*; lr: 0.05, 0.1"):
+        train(other, tmp_path)
+    assert train(ALLCONV, tmp_path).state == "finished"
+
+
+class FullDisk:
+    """A file on a disk that is full after half of what is written."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, content):
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    whole = train(ALLCONV, tmp_path / "whole")
+    opened = checkpoint.Path.open
+
+    def limited(self, mode="r", *rest, **more):
+        file = opened(self, mode, *rest, **more)
+        return FullDisk(file) if self.name.startswith("step-000000006") and "w" in mode else file
+
+    folder = tmp_path / "full"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Path, "open", limited)
+        with pytest.raises(CheckpointError, match=r"step 6 cannot be written .*the disk is full.*step-000000003"):
+            train(ALLCONV, folder, save_every=3)
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("failed", "CheckpointError")
+    assert not list(folder.glob("*.tmp"))
+    assert [p.name[:14] for p in RunFolder(folder, ALLCONV).checkpoints()] == ["step-000000003"]
+    assert equal(train(ALLCONV, folder).weights(), whole.weights())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    cross_entropy, calls = F.cross_entropy, []
+
+    def poisoned(*arguments, **more):
+        calls.append(None)
+        return cross_entropy(*arguments, **more) * (float("nan") if len(calls) == 8 else 1)
+
+    monkeypatch.setattr(F, "cross_entropy", poisoned)  # 5 training steps, 1 test batch, 2 training steps
+    recipe = ALLCONV.replace(schedule="steps", milestones=(1,))
+    with pytest.raises(DivergedError, match=r"step 6 \(epoch 1, learning rate 0.005\).*step-000000004") as caught:
+        train(recipe, tmp_path, save_every=4)
+    assert (caught.value.step, caught.value.epoch) == (6, 1)
+    assert caught.value.rate == pytest.approx(0.005)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("failed", "DivergedError")
+    assert [p.name[:14] for p in RunFolder(tmp_path, recipe).checkpoints()] == ["step-000000004"]
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    with RunFolder(tmp_path, ALLCONV).opened(True), pytest.raises(BusyError, match="another process is training"):
+        train(ALLCONV, tmp_path)
+
+
+def test_probes_agree_with_the_audit(tmp_path):
+    recipe = PROC.replace(probe_epochs=(0,))
+    result = train(recipe, tmp_path)
+    assert "ratios" not in result.metrics[1]
+    model, split = build_network(recipe), load_split("digits")
+    which = draw_order(1433, 0, 0)[:300]
+    mean, std = (t.view(1, -1, 1, 1) for t in pixel_statistics(split.images))
+    images = ((split.images[which] - mean) / std).float()
+    images = crop_and_flip(images, draw_crops(1433, 0, 0, 1, True)[which], 1)
+    names = blocks_of(model)
+    found = audit(
+        model, images, lambda out: F.cross_entropy(out, split.labels[which]), lambda name, m: name in names, sigma=False
+    )
+    expected = dict(zip([block.name for block in found.blocks], found.ratios, strict=True))
+    ratios = result.metrics[0]["ratios"]
+    assert (
+        list(ratios)
+        == list(expected)
+        == ["stem", "stages.0.0", "transitions.1", "stages.1.0", "transitions.2", "stages.2.0"]
+    )
+    assert ratios == pytest.approx(expected, rel=1e-3)
+    assert len({round(ratio, 3) for ratio in ratios.values()}) == 6
+
+
+def test_probes_change_nothing(tmp_path):
+    plain = train(PROC.replace(probe_epochs=()), tmp_path / "a")
+    probed = train(PROC, tmp_path / "b")
+    assert equal(plain.weights(), probed.weights())
+    assert [sorted(line.keys() - plain.metrics[0].keys()) for line in probed.metrics] == [["ratios"], ["ratios"]]
+
+
+def test_a_block_called_twice_is_probed_twice():
+    layer = torch.nn.Linear(3, 3, bias=False)
+    torch.nn.init.eye_(layer.weight).data.mul_(2)
+    with watch_gradients({"layer": layer}) as probe:
+        layer(torch.tanh(layer(torch.ones(1, 3)))).sum().backward()
+    assert probe.names == ["layer", "layer"]
+    assert (probe.squares()[:, 1] / probe.squares()[:, 0]).tolist() == pytest.approx([4, 4])
+
+
+def test_projection_keeps_the_linear_convolutions_norm_preserving(tmp_path):
+    sigma = {}
+    for every in (1, None):
+        result = train(PROC.replace(projection_probability=None, projection_every=every), tmp_path / str(every))
+        weight = result.weights()["transitions.1.weight"][:, :, 0, 0]
+        sigma[every] = torch.linalg.svdvals(weight)
+    assert float(sigma[1].max() / sigma[1].min()) == pytest.approx(1, abs=1e-4)
+    assert float(sigma[None].max() / sigma[None].min()) > 1.5
+
+
+def test_precision_is_as_asked_and_put_back(tmp_path):
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    before = torch.backends.cuda.matmul.fp32_precision
+    for precision, wanted in (("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
+        with numerics(ALLCONV.replace(precision=precision), ranks):
+            assert torch.backends.cuda.matmul.fp32_precision == wanted
+            assert torch.backends.cudnn.conv.fp32_precision == wanted
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    plain, half = train(ALLCONV, tmp_path / "a"), train(ALLCONV.replace(precision="bf16"), tmp_path / "b")
+    assert all(value.dtype == torch.float32 for value in half.weights().values())
+    difference = abs(plain.metrics[-1]["test_loss"] - half.metrics[-1]["test_loss"])
+    assert 0 < difference < 0.02
+    last = train(ALLCONV.replace(channels_last=True), tmp_path / "c")
+    torch.testing.assert_close(last.weights(), plain.weights(), atol=1e-5, rtol=1e-3)
+
+
+def test_cuda_graphs_need_cuda(tmp_path):
+    recipe = ALLCONV.replace(compile="reduce-overhead")
+    with pytest.raises(OptionError, match=r"reduce-overhead.*not on cpu"):
+        Engine(recipe, Ranks(0, 1, torch.device("cpu")), RunFolder(tmp_path, recipe))
+
+
+def test_trackers_get_the_numbers(tmp_path, monkeypatch):
+    class Kept:
+        def __init__(self):
+            self.seen = []
+
+        def log(self, step, metrics):
+            self.seen.append((step, dict(metrics)))
+
+        def close(self):
+            pass
+
+    kept = Kept()
+    result = train(PROC, tmp_path, tracker=kept)
+    assert [step for step, _ in kept.seen] == [5, 10]
+    assert kept.seen[1][1] == {k: v for k, v in result.metrics[1].items() if k != "ratios"}
+    with pytest.raises(OptionError, match="name = 'neptune'"):
+        open_tracker("neptune", PROC, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])
+def test_tracker_adapters(kind, tmp_path, monkeypatch):
+    """Against stand-ins for the packages, which the tests do not install."""
+    import sys
+    from unittest.mock import MagicMock
+
+    module = "torch.utils.tensorboard" if kind == "tensorboard" else kind
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(OptionError, match=f"pip install {kind}"):
+        open_tracker(kind, PROC, tmp_path)
+    package = MagicMock()
+    monkeypatch.setitem(sys.modules, module, package)
+    tracker = open_tracker(kind, PROC, tmp_path)
+    tracker.log(7, {"loss": 0.5})
+    tracker.close()
+    expected = {
+        "tensorboard": (package.SummaryWriter.return_value.add_scalar, ("loss", 0.5, 7), {}),
+        "wandb": (package.init.return_value.log, ({"loss": 0.5},), {"step": 7}),
+        "mlflow": (package.log_metrics, ({"loss": 0.5},), {"step": 7}),
+    }
+    called, positional, named = expected[kind]
+    called.assert_called_once_with(*positional, **named)
+    ended = {"tensorboard": package.SummaryWriter.return_value.close, "wandb": package.init.return_value.finish}
+    ended.get(kind, package.end_run).assert_called_once_with()
