@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -118,7 +119,7 @@ def hundredths(count: int) -> tuple[int, int]:
     return (count + 5000) // 10_000, count // 10_000
 
 
-def printed_parameters(kind: type[nn.Module], depth: int, printed: int, both: bool = True) -> Cases:
+def printed_parameters(kind: Any, depth: int, printed: int, both: bool = True) -> Cases:
     """Zaeemzadeh et al., Tables: the printed number, in hundredths of a million, against rounded or truncated counts.
 
     both: with and without erased ReLUs.
