@@ -102,7 +102,7 @@ def join_ranks(device: str | torch.device | None = None, timeout: float = 600.0)
         raise
     finally:
         # Whatever holds the group has to be gone before it: a DistributedDataParallel that is freed later, with
-        # Python's lock held, waits for threads of the group that wait for this lock. Hence the frames above, and cycles.
+        # Python's lock held, waits for threads of the group that wait for this lock. Hence frames and cycles go.
         gc.collect()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
