@@ -64,7 +64,8 @@ def load_split(name: str, split: str = "train", folder: str | Path | None = None
         name: "digits", "mnist", "cifar10" or "cifar100". split: "train" or "test". folder: of the official files.
 
     Raises:
-        OptionError: unknown name or split. DataFileError: an official file is missing or is not the official one.
+        OptionError: unknown name or split.
+        resid.lab.official.DataFileError: a file is missing or is not the official one.
 
     Example:
         >>> len(load_split("digits").labels), len(load_split("digits", "test").labels)

@@ -101,8 +101,8 @@ def join_ranks(device: str | torch.device | None = None, timeout: float = 600.0)
             chained = chained.__context__
         raise
     finally:
-        # Whatever holds the group has to be gone before it: a DistributedDataParallel that is freed later, with
-        # Python's lock held, waits for threads of the group that wait for this lock. Hence frames and cycles go.
+        # What holds the group has to be gone before it: a DistributedDataParallel that is freed later, with Python's
+        # lock held, waits for threads of the group that wait for this lock. Hence the frames above, and cycles.
         gc.collect()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

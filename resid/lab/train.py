@@ -28,9 +28,9 @@ from resid.lab.trackers import Tracker
 
 __all__ = ["FAILED", "STOPPED", "DivergedError", "Result", "describe", "loop", "train"]
 
-#: Exit status of a process that was told to stop, or whose time was up, and that saved: "try again later".
+#: Exit status of a process that was told to stop, or whose time was up, and that has saved what it has
 STOPPED = 75
-#: Exit status of a process that another try would not help: a bad recipe, a loss that is not finite, a full disk.
+#: Exit status of a process that another try would not help, after a bad recipe, say, or a loss that is not finite
 FAILED = 65
 #: Ranks ask each other every so many steps whether to stop.
 ASK_EVERY = 8
@@ -80,9 +80,12 @@ def train(
             line, too, on rank 0. say: called with a line of text for each epoch, on rank 0.
 
     Raises:
-        RecipeError, OptionError, DataFileError: before training. RecipeMismatchError: the folder has a run of another
-        recipe. BusyError: another process trains there. DivergedError: the loss is not finite. CheckpointError: a file
-        cannot be written.
+        OptionError: the recipe does not suit the device or the number of ranks.
+        resid.lab.official.DataFileError: the data are not there.
+        RecipeMismatchError: the folder has a run of another recipe.
+        BusyError: another process trains there.
+        DivergedError: the loss is not finite.
+        CheckpointError: a file cannot be written.
     """
     folder = RunFolder(run_dir, recipe, keep)
     with join_ranks(device) as ranks, folder.opened(ranks.first), numerics(recipe, ranks), Stop(max_seconds) as stop:

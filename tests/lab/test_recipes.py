@@ -129,7 +129,7 @@ def test_settings_from_the_command_line():
         ("lr", "key=value is needed"),
         ("rate=1", "no field 'rate'"),
         ("options={}", "one by one"),
-        ("options.blok=2", r"options \['blok'\]"),
+        ("options.deep=2", r"options \['deep'\]"),
         ("seed=none", "seed=none: int"),
     ):
         with pytest.raises(RecipeError, match=message):
