@@ -161,8 +161,8 @@ def part_evidence(
         chapter, part: of `PARTS`. count, first: see `seeds_of`. options: of `resid.lab.experiment.run_recipes`.
 
     Raises:
-        OptionError: no such part, or no GPU for the one that measures time. UnfinishedError: the time was up; call it
-        again.
+        OptionError: no such part, or no GPU for the one that measures time. UnfinishedError: the time was up, and the
+            same call goes on.
     """
     check_part(chapter, part)
     claims = PARTS[chapter][part]
