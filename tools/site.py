@@ -70,7 +70,8 @@ def build(everything: bool = False) -> None:
         stderr=subprocess.STDOUT,
     )
     if done.returncode:
-        print(done.stdout[-8000:])
+        told = [line for line in done.stdout.splitlines() if "WARNING" in line or "ERROR" in line]
+        print(done.stdout[-4000:], *told, sep="\n")  # last what it was about, however long the rest
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
         sys.exit("jupyter-book build failed: warnings are errors")
     print(f"built {SITE.relative_to(ROOT)}/index.html in {time.perf_counter() - started:.0f} s", flush=True)
