@@ -41,7 +41,9 @@ def _whole_gram(width: int, given: Any) -> None:
     z = X @ torch.randn(X.shape[1], width, generator=torch.Generator().manual_seed(0), dtype=X.dtype)
     order = (z - z.mean(0)).norm(dim=1).argsort(descending=True)
     z, y = (z - z.mean(0))[order], y[order]
-    q = 0.5 * z[-1].norm() * torch.cat([torch.eye(width, dtype=z.dtype), -torch.eye(width, dtype=z.dtype)])[y]
+    turn = y * (2 * torch.pi / 10)
+    q = torch.zeros_like(z)
+    q[:, 0], q[:, 1] = 0.5 * z[-1].norm() * turn.cos(), 0.5 * z[-1].norm() * turn.sin()
     products = z @ z.mT
     squares = products.diagonal().clone()
     products.masked_fill_(torch.ones(len(z), len(z), dtype=torch.bool).tril(), -torch.inf)
