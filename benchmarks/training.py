@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Row, Side
-from resid.lab.batches import Batches, Split, load_split, pixel_statistics
+from resid.lab import data
+from resid.lab.batches import Batches, load_split, pixel_statistics
 from resid.lab.checkpoint import RunFolder
 from resid.lab.engine import Engine, Stop
 from resid.lab.ranks import Ranks
@@ -42,7 +43,7 @@ class _Samples(Dataset[tuple[Tensor, int]]):
     """One sample at a time, as torchvision's data sets and transforms do: an image of Pillow's, padded, cropped and
     flipped, then a tensor in [0, 1], normalised."""
 
-    def __init__(self, split: Split, recipe: Recipe, augment: bool = True) -> None:
+    def __init__(self, split: data.Dataset, recipe: Recipe, augment: bool = True) -> None:
         mean, std = pixel_statistics(load_split(recipe.dataset).images)
         pixels = split.images.permute(0, 2, 3, 1).contiguous().numpy()
         self.pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
@@ -115,7 +116,7 @@ def _place(recipe: Recipe) -> tuple[Ranks, RunFolder]:
 def _few(batches: Batches) -> Batches:
     """The same with ten images: this row is about training."""
     few = copy.copy(batches)
-    few.split = Split(batches.split.images[:10], batches.split.labels[:10], "ten")
+    few.split = data.Dataset(batches.split.images[:10], batches.split.labels[:10], "ten")
     return few
 
 

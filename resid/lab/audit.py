@@ -69,9 +69,7 @@ class BlockAudit:
 
     def ratio(self, direction: str) -> float:
         """||g_in||/||g_out|| for "in/out", the inverse for "out/in"; NaN where both are zero."""
-        check_option("direction", direction, DIRECTIONS)
-        top, bottom = (self.in_norm, self.out_norm) if direction == "in/out" else (self.out_norm, self.in_norm)
-        return top / bottom if bottom else (math.inf if top else math.nan)
+        return _ratio(self.in_norm, self.out_norm, direction)
 
     @property
     def branch_to_stream(self) -> float:
@@ -111,9 +109,7 @@ class Audit:
     @property
     def end_to_end(self) -> float:
         """Gradient norm at the input of the first block and at the output of the last, as a ratio in `direction`."""
-        first, last = self.blocks[0], self.blocks[-1]
-        whole = BlockAudit("all", first.in_norm, last.out_norm, first.stream, math.nan, (), True)
-        return whole.ratio(self.direction)
+        return _ratio(self.blocks[0].in_norm, self.blocks[-1].out_norm, self.direction)
 
     def table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Header and rows."""
@@ -384,6 +380,12 @@ def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor.detach().double()))
+
+
+def _ratio(into: float, out: float, direction: str) -> float:
+    check_option("direction", direction, DIRECTIONS)
+    top, bottom = (into, out) if direction == "in/out" else (out, into)
+    return top / bottom if bottom else (math.inf if top else math.nan)
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:

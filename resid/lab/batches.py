@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resid.errors import OptionError, ShapeError
-from resid.lab.data import load_dataset
+from resid.lab.data import Dataset, load_dataset
 from resid.lab.official import load_official
 from resid.theory._check import as_whole, check_option
 
 __all__ = [
     "Batch",
     "Batches",
-    "Split",
     "crop_and_flip",
     "draw_crops",
     "draw_order",
@@ -41,21 +39,8 @@ NORMALIZE = ("dataset", "image")
 FILL = ("zeros", "reflect")
 
 
-@dataclass(frozen=True)
-class Split:
-    """images (n, channels, height, width), uint8; labels (n,), int64; where they come from."""
-
-    images: Tensor
-    labels: Tensor
-    source: str
-
-    def to(self, device: torch.device | str) -> Split:
-        """The same on another device."""
-        return Split(self.images.to(device), self.labels.to(device), self.source)
-
-
-def load_split(name: str, split: str = "train", folder: str | Path | None = None) -> Split:
-    """The training or the test images of a data set.
+def load_split(name: str, split: str = "train", folder: str | Path | None = None) -> Dataset:
+    """The training or the test images of a data set: (n, channels, height, width), uint8.
 
     "digits", which need no file, have 17 grey levels; of their 1,797 images every fifth of each class, the first
     and the sixth and so on, is a test image. The others are read by `resid.lab.official.load_official`.
@@ -74,14 +59,13 @@ def load_split(name: str, split: str = "train", folder: str | Path | None = None
     check_option("name", name, CLASSES)
     check_option("split", split, ("train", "test"))
     if name != "digits":
-        found = load_official(name, split, folder)
-        return Split(found.images, found.labels, found.source)
+        return load_official(name, split, folder)
     data = load_dataset("digits")
     of_class = F.one_hot(data.labels).cumsum(0).gather(1, data.labels[:, None])[:, 0]
     test = of_class % 5 == 1
     kept = test if split == "test" else ~test
     images = (data.images[kept, None] * 16).round().to(torch.uint8)
-    return Split(images, data.labels[kept], f"{data.source}, {split}: every fifth of a class is a test image")
+    return Dataset(images, data.labels[kept], f"{data.source}, {split}: every fifth of a class is a test image")
 
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +176,8 @@ class Batches:
     own after cropping, so that padding is black.
 
     Args:
-        split: on the device where batches are to be. batch: samples, over all ranks. seed: of order, crops and flips.
+        split: as of `load_split`, on the device where batches are to be. batch: samples, over all ranks.
+        seed: of order, crops and flips.
         normalize: "dataset" or "image". mean, std: (channels,) of the training split, for "dataset". pad, fill, flip:
             see `crop_and_flip`. rank, ranks: whose share. channels_last: memory layout.
 
@@ -202,7 +187,7 @@ class Batches:
 
     def __init__(
         self,
-        split: Split,
+        split: Dataset,
         batch: int,
         seed: int,
         normalize: str,

@@ -23,15 +23,19 @@ WHITENED = ("digits", "mnist")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images (n, height, width) in [0, 1], float64, their labels (n,), int64, and where they come from."""
+    """Images (n, ...), their labels (n,), int64, and where they come from; who loads them says which shape and type."""
 
     images: Tensor
     labels: Tensor
     source: str
 
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same on another device."""
+        return Dataset(self.images.to(device), self.labels.to(device), self.source)
+
 
 def load_dataset(name: str = "digits") -> Dataset:
-    """A data set that needs no network.
+    """A data set that needs no network: images (n, height, width) in [0, 1], float64.
 
     "digits": 1,797 handwritten digits, 8 x 8, from the test part of "Optical Recognition of Handwritten Digits" (UCI
     repository, E. Alpaydin and C. Kaynak, 1998; CC BY 4.0), as shipped with scikit-learn.

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from resid.errors import OptionError, ShapeError
+from resid.lab.batches import crop_and_flip
 from resid.lab.data import load_dataset
 from resid.lab.official import load_official
 from resid.theory._check import check_option
@@ -75,18 +75,8 @@ class Images:
         """
         x = (self.pixels[index.flatten()].to(torch.float32) - self._mean) / self._std
         if moves is not None:
-            x = _moved(x, moves.flatten(0, 1))
+            x = crop_and_flip(x, moves.flatten(0, 1), _PAD)
         return x.view(len(index), -1, *x.shape[-2:]), self.labels[index]
-
-
-def _moved(x: Tensor, moves: Tensor) -> Tensor:
-    height, width = x.shape[-2:]
-    columns = torch.arange(width, device=x.device)
-    columns = torch.where(moves[:, 2:] > 0, columns.flip(0), columns) + moves[:, 1:2]
-    rows = torch.arange(height, device=x.device) + moves[:, :1]
-    which = torch.arange(len(x), device=x.device)
-    padded = F.pad(x, (_PAD,) * 4)
-    return padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def _as_device(device: Any) -> torch.device:

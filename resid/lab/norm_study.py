@@ -47,6 +47,7 @@ SOURCES = tuple(
     for name in (
         "lab/norm_study.py",
         "lab/images.py",
+        "lab/batches.py",
         "lab/data.py",
         "lab/official.py",
         "nets/preact.py",

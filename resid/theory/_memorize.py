@@ -163,7 +163,7 @@ def clear_origin(w: Tensor, generator: Generator) -> Tensor:
     return candidates[int(nearest.argmax())]
 
 
-def check_finite_chunks(name: str, X: Tensor) -> None:
+def check_no_overflow(name: str, X: Tensor) -> None:
     """A projection has to be finite; entries near the largest float64 are too large for inner products."""
     if not bool(torch.isfinite(X).all()):
         raise NotFiniteError(f"{name} overflows: its entries are too large for inner products in float64")

@@ -26,7 +26,7 @@ from resid.theory._memorize import (
     affine,
     as_labels,
     as_points,
-    check_finite_chunks,
+    check_no_overflow,
     chunks,
     clear_origin,
     competitors,
@@ -253,7 +253,7 @@ def _triangular(
         w = affine(X, first, first.new_zeros(k))
         origin = -clear_origin(w, generator) if shift else first.new_zeros(k)
         z = affine(X, first, origin)
-        check_finite_chunks("X", z)
+        check_no_overflow("X", z)
         squares = z.square().sum(1)
         order = squares.argsort(descending=True, stable=True)
         z, squares = z[order], squares[order]
@@ -284,7 +284,7 @@ def _margin_based(
     q = random_units(r, k, generator).to(X.device)
     origin, order = first.new_zeros(k), torch.arange(len(X), device=X.device)
     z = affine(X, first, origin)
-    check_finite_chunks("X", z)
+    check_no_overflow("X", z)
     if r > 1 and float(competitors(q, q[:0]).max()) > 1 - _resolution(k):
         raise MarginError(f"width = {k} has no {r} different random unit vectors for the classes: take a larger one")
     squares, rivals = z.square().sum(1), competitors(z, q)

@@ -11,7 +11,7 @@ import torch
 from resid.errors import OptionError
 from resid.lab.experiment import finished_runs, run_recipes
 from resid.lab.paper_recipes import FOR_CLAIM
-from resid.ledger import Verdict, get_claim, verdicts
+from resid.ledger import Verdict, get_claim, start_run, verdicts
 from resid.ledger.evidence import Evidence
 from resid.trials.cifar import evidence, recipes_of
 from resid.trials.cifar_counts import counted
@@ -26,6 +26,7 @@ __all__ = [
     "part_evidence",
     "part_seeds",
     "seeds_of",
+    "start_part",
 ]
 
 #: The parts of each chapter: a part is trained and recorded by itself, in a record of its own.
@@ -150,6 +151,17 @@ def check_part(chapter: str, part: str) -> None:
     """
     if part not in PARTS[chapter]:
         raise OptionError(f"PART = {part!r}: {chapter} has {', '.join(PARTS[chapter])}")
+
+
+def start_part(chapter: str, part: str, mode: str, count: int = 0, first: int = 0) -> tuple[int, ...]:
+    """Open the run that a part records into, and return its seeds: see `resid.ledger.start_run` and `part_seeds`.
+
+    Everything but the counts is trained or timed in float32, on a GPU where there is one.
+    """
+    seeds, counts = part_seeds(chapter, part, count, first), part == "counts"
+    device = "cuda" if torch.cuda.is_available() and not counts else "cpu"
+    start_run(mode, seeds, recipe=part, precision="float64" if counts else "float32", device=device)
+    return seeds
 
 
 def part_evidence(

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from resid.errors import OptionError, ShapeError
 from resid.lab.batches import (
     Batches,
-    Split,
     crop_and_flip,
     draw_crops,
     draw_order,
@@ -17,6 +16,7 @@ from resid.lab.batches import (
     pixel_statistics,
     standardize_images,
 )
+from resid.lab.data import Dataset
 
 ZERO, ONE = torch.zeros(1), torch.ones(1)
 
@@ -25,7 +25,7 @@ def numbered(n, size=4):
     """Images whose first pixel is their number."""
     images = torch.zeros(n, 1, size, size, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(n)
-    return Split(images, torch.arange(n), "numbered")
+    return Dataset(images, torch.arange(n), "numbered")
 
 
 def make(n=23, batch=5, rank=0, ranks=1, **more):
@@ -114,7 +114,7 @@ def test_statistics_are_exact_and_those_of_the_training_images():
     torch.testing.assert_close(mean, exact.mean(1), rtol=1e-14, atol=0)
     torch.testing.assert_close(std[:2], exact[:2].std(1, correction=0), rtol=1e-12, atol=0)
     assert std[2] == 1
-    batches = Batches(Split(images, torch.zeros(40, dtype=torch.int64), ""), 7, 0, "dataset", mean, std)
+    batches = Batches(Dataset(images, torch.zeros(40, dtype=torch.int64), ""), 7, 0, "dataset", mean, std)
     whole = torch.cat([batch.images for batch in batches.epoch(0)]).double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(whole.mean(1), torch.zeros(3).double(), atol=1e-5, rtol=0)
     torch.testing.assert_close(whole[:2].std(1, correction=0), torch.ones(2).double(), atol=1e-5, rtol=0)
@@ -123,7 +123,7 @@ def test_statistics_are_exact_and_those_of_the_training_images():
 def test_padding_has_the_mean_colour_or_is_black():
     images = torch.full((4, 1, 6, 6), 100, dtype=torch.uint8)
     images[:, :, ::2] = 50
-    split = Split(images, torch.zeros(4, dtype=torch.int64), "")
+    split = Dataset(images, torch.zeros(4, dtype=torch.int64), "")
     look = pixel_statistics(images)
     for normalize in ("dataset", "image"):
         batches = Batches(split, 4, 0, normalize, *look, pad=3)
