@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from resid.errors import OptionError
+from resid.nets._evaluating import evaluating
 from resid.theory._check import as_pair, as_size
 from resid.theory.procrustes import ProjectionReport, project_norm_preserving, projection_report
 
@@ -187,16 +188,12 @@ def input_sizes(model: nn.Module, *inputs: Any) -> dict[str, tuple[int, int]]:
         return hook
 
     handles = [m.register_forward_pre_hook(watch(name)) for name, m in model.named_modules() if _is_conv(m)]
-    training = [m for m in model.modules() if m.training]
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model):
             model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for module in training:
-            module.training = True
     return found
 
 

@@ -625,4 +625,12 @@ MUTATIONS = (
         "stored.differences(stored)",
         *TRAIN,
     ),
+    Mutation(
+        "tied layers counted twice in a network's table",
+        "resid/nets/shapes.py",
+        "        seen |= mine.keys()",
+        "        seen = set(mine)",
+        "tests/nets/test_shapes.py",
+        "",
+    ),
 )
