@@ -1,5 +1,7 @@
 """Measure rows: each side in a process of its own, so that its peak memory is its own; repeated, the median kept.
 
+The two sides take turns, so that a machine that slows down does so for both.
+
 A row is a function that returns two sides, ours and the peer's. A side prepares its input outside the clock and does
 `units` units of work (layers, say) under it; the ratio compares times per unit, so that a slow peer may do fewer.
 """
@@ -41,7 +43,7 @@ class Side:
 class Row:
     """A comparison: name, what it shows, the two sides, the limits it must keep, threads used.
 
-    official: the data set of `resid.lab.official` that it needs, if any.
+    official: the data set of `resid.lab.official` that it needs, if any. repeats: of each side.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Row:
     most_gib: float | None = None
     unit: str = "call"
     official: str = ""
+    repeats: int = REPEATS
 
 
 def _measure(rows: str, name: str, which: str, pipe: Any) -> None:
@@ -61,12 +64,14 @@ def _measure(rows: str, name: str, which: str, pipe: Any) -> None:
     (row,) = (row for row in importlib.import_module(rows).ROWS if row.name == name)
     torch.set_num_threads(row.threads)
     side: Side = getattr(row, which)
-    seconds = []
-    for _ in range(REPEATS):
+    seconds: list[float] = []
+    while pipe.recv():  # our turn
         given = side.prepare()
         started = time.perf_counter()
         side.work(given)
         seconds.append(time.perf_counter() - started)
+        del given
+        pipe.send(None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     pipe.send({"what": side.what, "units": side.units, "seconds": seconds, "peak_gib": peak / 2**30})
 
@@ -81,18 +86,23 @@ def measure(row: Row, rows: str = "benchmarks.rows") -> dict[str, Any]:
         RuntimeError: a side's process failed.
     """
     context = multiprocessing.get_context("spawn")
-    sides = {}
+    pipes, processes, sides = {}, {}, {}
     for which in ("ours", "peer"):
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_measure, args=(rows, row.name, which, sender))
-        process.start()
-        sender.close()
-        try:
-            sides[which] = receiver.recv()
-        except EOFError:
-            raise RuntimeError(f"{row.name}: the process measuring {which!r} failed") from None
-        finally:
-            process.join()
+        pipes[which], theirs = context.Pipe()
+        processes[which] = context.Process(target=_measure, args=(rows, row.name, which, theirs))
+        processes[which].start()
+        theirs.close()
+    try:
+        for more in [True] * row.repeats + [False]:
+            for which, pipe in pipes.items():
+                pipe.send(more)
+                sides[which] = pipe.recv()
+    except (EOFError, OSError):
+        raise RuntimeError(f"{row.name}: the process measuring {which!r} failed") from None
+    finally:
+        for which, pipe in pipes.items():
+            pipe.close()
+            processes[which].join()
     each = {which: statistics.median(side["seconds"]) / side["units"] for which, side in sides.items()}
     ratio = each["peer"] / each["ours"]
     ours = sides["ours"]

@@ -26,7 +26,7 @@ from resid.lab.recipes import Recipe, build_network
 from resid.lab.train import loop
 
 SMALL = Recipe(
-    dataset="digits", network="allconv", options={"blocks": 1, "widths": (2, 4, 4, 8)}, epochs=10, batch=512, lr=0.05,
+    dataset="digits", network="allconv", options={"blocks": 1, "widths": (2, 4, 4, 8)}, epochs=40, batch=512, lr=0.05,
     pad=1, channels_last=True,
 )  # fmt: skip
 LARGE = Recipe(
@@ -141,12 +141,12 @@ ROWS = (
     Row(
         name="train-8x8",
         what="training a small all-convolutional network on the digits in batches of 512, tests and files included",
-        ours=Side("loop of resid.lab.train", lambda: _engine(SMALL), _train, 10 * 1433),
+        ours=Side("loop of resid.lab.train", lambda: _engine(SMALL), _train, 40 * 1433),
         peer=Side(
             "a plain loop over a DataLoader with Pillow transforms per sample",
-            lambda: _plain(SMALL, 10),
+            lambda: _plain(SMALL, 40),
             _plain_loop,
-            10 * 1433,
+            40 * 1433,
         ),
         threads=1,
         least_ratio=3,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,7 +26,6 @@ Runs = dict[tuple[str, int], Metrics]
 
 #: Seconds between two lines about the epochs of one run.
 QUIET = 60.0
-_WHERE = re.compile(r"not finite at step (\d+) \(epoch (\d+)")
 
 
 class UnfinishedError(ResidError):
@@ -148,11 +146,9 @@ def _finished(place: Path, recipe: Recipe) -> Metrics | None:
     if status.get("state") == "finished" and run.weights.exists():
         return run.lines()
     if status.get("state") == "failed" and status.get("error") == DivergedError.__name__:
-        where = _WHERE.search(status["reason"])
-        assert where is not None, status["reason"]
         guessing = 1 - 1 / CLASSES[recipe.dataset]
         end = {
-            "epoch": int(where[2]) + 1, "step": int(where[1]), "diverged": True, "loss": math.inf,
+            "epoch": status["epoch"] + 1, "step": status["step"], "diverged": True, "loss": math.inf,
             "train_error": guessing, "test_loss": math.inf, "test_error": guessing,
         }  # fmt: skip
         return [*(line for line in run.lines() if line["step"] <= end["step"]), end]

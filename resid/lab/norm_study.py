@@ -50,6 +50,7 @@ SOURCES = tuple(
         "lab/batches.py",
         "lab/data.py",
         "lab/official.py",
+        "nets/_evaluating.py",
         "nets/preact.py",
         "nets/procrustes.py",
         "theory/procrustes.py",

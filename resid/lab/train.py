@@ -171,6 +171,7 @@ def describe(line: dict[str, Any], epochs: int) -> str:
 def _report(folder: RunFolder, error: ResidError) -> None:
     """Say in status.json why no further try would help; a full disk may keep us from it."""
     try:
-        folder.set_status("failed", error=type(error).__name__, reason=str(error))
+        where = {"step": error.step, "epoch": error.epoch} if isinstance(error, DivergedError) else {}
+        folder.set_status("failed", error=type(error).__name__, reason=str(error), **where)
     except CheckpointError:
         return

@@ -68,11 +68,18 @@ class Figure2:
         return Seeds(values.tolist(), self.seeds, what)
 
 
-def figure_2(study: NormStudy, pairs: Sequence[Pair], seeds: Sequence[int], epochs: int, kernel: int = 3) -> Figure2:
-    """Train the three-layer network of every pair (c, d) with and without projection."""
+def figure_2(
+    study: NormStudy,
+    pairs: Sequence[Pair],
+    seeds: Sequence[int],
+    epochs: int,
+    kernel: int = 3,
+    which: Sequence[bool] = (False, True),
+) -> Figure2:
+    """Train the three-layer network of every pair (c, d), without projection and with it, or only `which`."""
     runs = {
         projected: {pair: study.three_layers(pair, projected, seeds, epochs, kernel) for pair in pairs}
-        for projected in (False, True)
+        for projected in which
     }
     shown = ", ".join(f"{c} to {d}" for c, d in pairs)
     what = f"{study.data.name}, {epochs} epochs, {kernel} x {kernel}, rate {study.recipe.rate:g}, channels {shown}"

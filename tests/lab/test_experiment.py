@@ -84,7 +84,7 @@ def test_the_epoch_of_divergence_counts_from_one(tmp_path):
     later = SMALL.replace(epochs=4, schedule="steps", milestones=(2,), factor=1.0, lr=0.1)
     place = run_folder("later", later, tmp_path)
     train(later, place, device="cpu")
-    status = '{"state": "failed", "error": "DivergedError", "reason": "the loss is not finite at step 13 (epoch 2, x)"}'
+    status = '{"state": "failed", "error": "DivergedError", "reason": "the loss is not finite", "step": 13, "epoch": 2}'
     (place / "status.json").write_text(status)
     found = finished_runs({"later": later}, [0], tmp_path)["later", 0]
     assert [line["epoch"] for line in found] == [1, 2, 3]

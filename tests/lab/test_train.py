@@ -213,6 +213,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert caught.value.rate == pytest.approx(0.005)
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["error"]) == ("failed", "DivergedError")
+    assert (status["step"], status["epoch"]) == (6, 1)
     assert [p.name[:14] for p in RunFolder(tmp_path, recipe).checkpoints()] == ["step-000000004"]
 
 
