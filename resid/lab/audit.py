@@ -91,8 +91,8 @@ class BlockAudit:
     @property
     def bound(self) -> float:
         """The product of its layers' largest singular values, which is the delta of Corollary 1 for a block that is the
-        identity plus these layers with ReLUs between; NaN with a normalisation in it, which voids the corollary, or with
-        weights of another kind, such as a gain or an attention."""
+        identity plus these layers with ReLUs between; NaN with a normalisation in it, which voids the corollary, or
+        with weights of another kind, such as a gain or an attention."""
         if not self.layers or self.normalised or self.others:
             return math.nan
         return math.prod(layer.sigma_max for layer in self.layers)
