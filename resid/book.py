@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -183,4 +184,5 @@ def _array(value: Any) -> np.ndarray:
 def _cell(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         value = value.item()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    # a bar inside a cell would end it
+    return f"{value:.4g}" if isinstance(value, float) else re.sub(r"(?<!\\)\|", r"\\|", str(value))

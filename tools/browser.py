@@ -44,7 +44,7 @@ _LOOK = r"""() => {
     math: document.querySelectorAll('.math').length,
     rendered: document.querySelectorAll('mjx-container').length,
     errors: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent),
-    raw: (article.innerText.match(/\\\(|\\\[|\$\$|\{glue|:::\{/g) || []),
+    raw: (article.innerText.match(/\\\(|\\\[|\$\$|\{glue|:::\{|\| *(?:[\u2013\u2014]|---) *\|/g) || []),
     broken: images.filter(i => !(i.complete && i.naturalWidth > 0)).map(i => i.src),
     nameless: images.filter(i => !i.alt || /[\/]|\.(svg|png)$/.test(i.alt)).map(i => i.src),
   };

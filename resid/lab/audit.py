@@ -55,8 +55,9 @@ class BlockAudit:
 
     name: of the module; from the second call on with "#2" and so on. in_norm, out_norm: gradient norms at its input
     (through the block) and output, of the whole batch. stream: norm of the input. branch: norm of output minus input,
-    NaN where the shapes differ. layers: its convolutions and linear layers. normalised: whether it holds a
-    normalisation, so that the product of its layers' norms bounds nothing.
+    NaN where the shapes differ. layers: its convolutions (`Conv2d`) and linear layers. normalised: whether it holds a
+    normalisation, others: whether it holds weights outside of `layers`; either way the product of its layers' norms
+    bounds nothing.
     """
 
     name: str
@@ -66,6 +67,7 @@ class BlockAudit:
     branch: float
     layers: tuple[LayerAudit, ...]
     normalised: bool
+    others: bool
 
     def ratio(self, direction: str) -> float:
         """||g_in||/||g_out|| for "in/out", the inverse for "out/in"; NaN where both are zero."""
@@ -89,8 +91,11 @@ class BlockAudit:
     @property
     def bound(self) -> float:
         """The product of its layers' largest singular values, which is the delta of Corollary 1 for a block that is the
-        identity plus these layers with ReLUs between; NaN with a normalisation in it, which voids the corollary."""
-        return math.prod(layer.sigma_max for layer in self.layers) if self.layers and not self.normalised else math.nan
+        identity plus these layers with ReLUs between; NaN with a normalisation in it, which voids the corollary, or
+        with weights of another kind, such as a gain or an attention."""
+        if not self.layers or self.normalised or self.others:
+            return math.nan
+        return math.prod(layer.sigma_max for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -193,10 +198,12 @@ def audit(
     for i, call in enumerate(calls):
         x, y = call.x.detach(), call.y.detach()
         branch = _norm(y - x) if x.shape == y.shape else math.nan
-        normalised = any(isinstance(m, _NORMALISING) for m in call.module.modules())
+        parts = list(call.module.modules())
+        normalised = any(isinstance(m, _NORMALISING) for m in parts)
+        others = any(_owns_weights(m) for m in parts if not isinstance(m, (nn.Conv2d, nn.Linear)))
         into, out = (_norm(g) for g in gradients[2 * i : 2 * i + 2])
         name = call.name if call.count == 1 else f"{call.name}#{call.count}"
-        measured.append(BlockAudit(name, into, out, _norm(x), branch, layers[call.name], normalised))
+        measured.append(BlockAudit(name, into, out, _norm(x), branch, layers[call.name], normalised, others))
     return Audit(tuple(measured), direction, float(value.detach()))
 
 
@@ -376,6 +383,11 @@ def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     if all(gradient is None for gradient in found):
         raise OptionError("the loss does not depend on any block: all gradients are missing")
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]
+
+
+def _owns_weights(module: nn.Module) -> bool:
+    """Whether a module has parameters of its own, not in its children."""
+    return any(True for _ in module.parameters(recurse=False))
 
 
 def _norm(tensor: Tensor) -> float:

@@ -79,6 +79,13 @@ def test_tables_round_numbers(shown):
     assert shown[0][0][0].data == "| a | b |\n| --- | --- |\n| 0.3333 | 2 |\n| text | 7 |"
 
 
+def test_bars_do_not_break_a_table(shown):
+    book.table(("|ratio - 1|", "b"), [(r"already \| escaped", 1)])
+    lines = shown[0][0][0].data.splitlines()
+    assert lines[0] == r"| \|ratio - 1\| | b |"
+    assert lines[2] == r"| already \| escaped | 1 |"
+
+
 def test_measurements_are_points_with_a_band():
     _, axes = plt.subplots()
     book.plot_theory(axes, [1, 2, 3], torch.tensor([1.0, 2.0, 3.0]), "theory")

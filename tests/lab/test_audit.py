@@ -96,6 +96,33 @@ def test_spectra_and_the_bound_of_the_corollary():
     assert bare.layers == ()
 
 
+class Gained(nn.Module):
+    """A residual block with weights that are no layer's."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.linear = nn.Linear(6, 6, bias=False)
+        self.other = {
+            "gain": lambda: nn.Parameter(torch.tensor(50.0)),
+            "convolution": lambda: nn.Conv1d(3, 3, 1, bias=False),
+            "nothing": nn.Identity,
+        }[kind]()
+
+    def forward(self, x):
+        y = self.linear(x)
+        return x + (self.other * y if isinstance(self.other, nn.Parameter) else self.other(y))
+
+
+@pytest.mark.parametrize("kind", ["gain", "convolution", "nothing"])
+def test_weights_that_are_not_counted_leave_no_bound(kind):
+    torch.manual_seed(0)
+    (block,) = audit(nn.Sequential(Gained(kind)), torch.randn(2, 3, 6), squares, Gained).blocks
+    if kind == "nothing":
+        assert abs(block.ratio("in/out") - 1) <= block.bound
+    else:
+        assert math.isnan(block.bound)
+
+
 class Map(nn.Module):
     """A convolution, once pushed through as a dense matrix."""
 

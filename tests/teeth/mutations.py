@@ -434,6 +434,22 @@ MUTATIONS = (
         *AUDIT,
     ),
     Mutation(
+        "audit: a bound beside weights that it does not count",
+        "resid/lab/audit.py",
+        "if not self.layers or self.normalised or self.others:",
+        "if not self.layers or self.normalised:",
+        AUDIT[0],
+        "",
+    ),
+    Mutation(
+        "tables: bars in cells not escaped",
+        "resid/book.py",
+        're.sub(r"(?<!\\\\)\\|", r"\\\\|", str(value))',
+        "str(value)",
+        "tests/book/test_kit.py",
+        "",
+    ),
+    Mutation(
         "audit: bound by the smallest singular values",
         "resid/lab/audit.py",
         "        return math.prod(layer.sigma_max for layer",
