@@ -1,10 +1,12 @@
 """The training loop in this process: against the loop by hand, exact after a stop, and clear about what goes wrong."""
 
 import errno
+import gc
 import json
 import os
 import signal
 
+import psutil
 import pytest
 import torch
 from torch.nn import functional as F
@@ -337,3 +339,19 @@ def test_tracker_adapters(kind, tmp_path, monkeypatch):
     called.assert_called_once_with(*positional, **named)
     ended = {"tensorboard": package.SummaryWriter.return_value.close, "wandb": package.init.return_value.finish}
     ended.get(kind, package.end_run).assert_called_once_with()
+
+
+def test_memory_stays_the_same_over_the_epochs(tmp_path):
+    held, resident, process = [], [], psutil.Process()
+
+    def look(line):
+        if int(line.split("/")[0].removeprefix("epoch ")) in (2, 10, 40):
+            gc.collect()
+            tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+            held.append(sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()))
+            resident.append(process.memory_info().rss)
+
+    train(ALLCONV.replace(epochs=40, probe_epochs=tuple(range(40))), tmp_path, save_every=5, say=look)
+    assert held[0] > 1797 * 64  # the images, at the least
+    assert held == [held[0]] * 3
+    assert resident[2] - resident[1] < 5 * 2**20  # 30 epochs of 0.35 MiB of images
