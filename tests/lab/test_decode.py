@@ -50,8 +50,8 @@ def weights(old, new):
 
 def resized(pixels, width, height):
     """(h, w, 3) -> (height, width, 3), float."""
-    return np.einsum("yh,hwc,xw->yxc", weights(pixels.shape[0], height), pixels.astype(float),
-                     weights(pixels.shape[1], width))  # fmt: skip
+    rows = np.einsum("yh,hwc->ywc", weights(pixels.shape[0], height), pixels.astype(float), optimize=True)
+    return np.einsum("xw,ywc->yxc", weights(pixels.shape[1], width), rows, optimize=True)
 
 
 def apart(found, expected):
