@@ -231,7 +231,7 @@ class Share:
     def finished(self, images: Tensor, crops: Tensor | None = None, pad: int = 0, fill: str = "zeros") -> Tensor:
         """uint8 images on the device, normalised, cropped and flipped as `crops` says, in the layout asked for."""
         if self.normalize == "dataset":
-            images = (images - self._mean).mul_(self._scale)
+            images = images.float().sub_(self._mean).mul_(self._scale)
         if crops is not None:
             images = crop_and_flip(images, crops, pad, fill)
         if self.normalize == "image":
