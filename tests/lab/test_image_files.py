@@ -1,8 +1,10 @@
 """Folders and parquet files: the same images with the same labels, and every slip of a layout named."""
 
 import json
+import os
 import pickle
 import shutil
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,7 +49,16 @@ def rows_of(files, path=lambda name, synset: f"{name.rpartition('/')[2][:-5]}_{s
     return [(files.read(i), path(files.name(i), files.classes[files.labels[i]]), int(files.labels[i])) for i in order]
 
 
-def test_classes_are_the_sorted_folders(tmp_path):
+def test_classes_are_the_sorted_folders(tmp_path, monkeypatch):
+    scan, names = os.scandir, os.listdir
+
+    @contextmanager
+    def backwards(path):
+        with scan(path) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+    monkeypatch.setattr(os, "scandir", backwards)  # file systems give any order
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(names(path), reverse=True))
     for synset in ("n00000010", "n00000002", "n00000001"):
         for i in (2, 0, 1):
             place = tmp_path / "train" / synset
