@@ -33,7 +33,7 @@ SMALL = 256
 
 
 def _folder() -> Path:
-    """Class folders of JPEG files of 500 x 375, with detail on every scale, about 100 KB each, which is near the average of ImageNet."""
+    """Class folders of JPEG files of 500 x 375 with detail on every scale, about 100 KB each, as those of ImageNet."""
     root = Path(tempfile.mkdtemp(prefix="bench-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     chance = np.random.default_rng(0)
