@@ -1,8 +1,8 @@
 """Networks learn real CIFAR-10: 4,000 training images, four epochs, 2,000 test images.
 
-The bounds were set from ten seeds, 0 to 9; the seeds of the tests are others. The test errors were 0.621 to 0.681 (mean
-0.640, standard deviation 0.018) and 0.699 to 0.763 (0.736, 0.022), the losses of the last epoch 1.650 to 1.706 and 1.951
-to 1.984. Guessing errs at 0.9, and its loss is log(10) = 2.303.
+The bounds were set from ten seeds, 0 to 9; the seeds of the tests are others. The test errors were 0.621 to 0.681
+(mean 0.640, standard deviation 0.018) and 0.699 to 0.763 (0.736, 0.022), the losses of the last epoch 1.650 to 1.706
+and 1.951 to 1.984. Guessing errs at 0.9, and its loss is log(10) = 2.303.
 """
 
 import os
