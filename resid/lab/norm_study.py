@@ -256,7 +256,7 @@ def follow_three_layers(
         projection = ProcrustesProjection([(net.middle, data.size, relu)], every=2)
         projection.project()
         projection.attach(optimizer)
-    rows: list[Tensor] = []
+    kept = _rows(data, recipe, epochs, nets, 4)
     try:
         for step, (index, moves) in enumerate(_steps(data, recipe, seeds, epochs)):
             x, labels = data.batch(index, moves)
@@ -268,7 +268,7 @@ def follow_three_layers(
             share = torch.full_like(g_in, torch.nan)
             if step % recipe.share_every == 0:
                 share = _range_share(net.middle.weight.detach().unflatten(0, (nets, -1)), gradients[1])
-            rows.append(torch.stack([(g_out / g_in).sqrt(), share, g_linear / g_out, losses.detach()], 1))
+            kept[step] = torch.stack([(g_out / g_in).sqrt(), share, g_linear / g_out, losses.detach()], 1)
             optimizer.step()
     except NotFiniteError:  # a network diverged, and a kernel that is not finite cannot be projected
         if nets > 1:
@@ -278,9 +278,14 @@ def follow_three_layers(
                 for one in alone
                 for p in follow_three_layers(data, c, d, projected, one, epochs, recipe, kernel, relu)
             ]
-        rows += [torch.full_like(rows[0], torch.nan)] * (epochs * (len(data) // recipe.batch) - len(rows))
-    values = torch.stack(rows, 1).to("cpu", torch.float64).numpy()  # (nets, steps, 4)
+    values = kept.transpose(0, 1).to("cpu", torch.float64).numpy()  # (nets, steps, 4)
     return [_passage(v, len(data) // recipe.batch, seed) for v, seed in zip(values, seeds, strict=True)]
+
+
+def _rows(data: Images, recipe: Recipe, epochs: int, *shape: int) -> Tensor:
+    """Room for what each step measures, NaN before it has. One tensor from the start: a small one kept at every step
+    would lie between the large ones that come and go, and the memory of a process on a CPU would grow by gigabytes."""
+    return torch.full((epochs * (len(data) // recipe.batch), *shape), torch.nan, device=data.device)
 
 
 def _passage(values: np.ndarray, per_epoch: int, seed: int) -> Passage:
@@ -316,7 +321,7 @@ def follow_transitions(
     transitions = net.linear_convolutions()[1:]
     for transition in transitions:
         transition.register_forward_hook(lambda _module, given, out: ends.extend((given[0], out)))
-    rows = []
+    kept = _rows(data, recipe, epochs, 3 * len(transitions) + 1)
     for step, (index, moves) in enumerate(_steps(data, recipe, (seed,), epochs)):
         ends.clear()
         x, labels = data.batch(index, moves)
@@ -332,9 +337,9 @@ def follow_transitions(
                 W = polar_factor(transition.weight.detach()[:, :, 0, 0])
                 share = torch.einsum("dc,bdhw->bchw", W, g_out).square().sum() / after
             row += [(after / before).sqrt(), share, torch.ones_like(after)]
-        rows.append(torch.stack([*row, loss.detach()]))
+        kept[step] = torch.stack([*row, loss.detach()])
         optimizer.step()
-    values = torch.stack(rows).to("cpu", torch.float64).numpy()
+    values = kept.to("cpu", torch.float64).numpy()
     return _passage(values, len(data) // recipe.batch, seed)
 
 
