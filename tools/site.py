@@ -17,8 +17,11 @@ from tools import assets, notebooks
 from tools.paths import BUILD, ROOT, SITE, STAGE
 
 
-def stage() -> None:
-    """Copy the sources to the stage, notebooks with the outputs of their run; unchanged files keep their times."""
+def stage() -> set[Path]:
+    """Copy the sources to the stage, notebooks with the outputs of their run; unchanged files keep their times.
+
+    Returns the names of those that changed.
+    """
     wanted: dict[Path, bytes] = {}
     for path in sorted((ROOT / "book").rglob("*")):
         if path.is_file() and not any(p.startswith(".") or p in ("__pycache__", "resid-results") for p in path.parts):
@@ -32,11 +35,14 @@ def stage() -> None:
     for path in sorted(STAGE.rglob("*"), reverse=True):
         if path.is_file() and path.relative_to(STAGE) not in wanted:
             path.unlink()
+    changed = set()
     for name, content in wanted.items():
         target = STAGE / name
         if not target.exists() or target.read_bytes() != content:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
+            changed.add(name)
+    return changed
 
 
 def with_outputs(path: Path) -> bytes:
@@ -57,7 +63,8 @@ def build(everything: bool = False) -> None:
     assets.fetch(assets.MATHJAX)
     print("notebooks", flush=True)
     notebooks.execute_all()
-    stage()
+    changed = stage()
+    everything |= any("_static" in name.parts for name in changed)  # pages name styles and scripts with a checksum
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(STAGE), "--path-output", str(ROOT)]
     command += ["-W", "-n", "--keep-going", *(["--all"] if everything else [])]
     print("jupyter-book build", flush=True)

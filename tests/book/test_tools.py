@@ -1,6 +1,7 @@
 """The tools that execute, stage and check the book."""
 
 import json
+import subprocess
 
 import nbformat
 import pytest
@@ -123,6 +124,26 @@ def test_a_notebook_runs_again_when_its_cells_are_split_or_renamed(project):
     assert notebooks.execute(path).startswith("  ran")
     staged = nbformat.reads(site.with_outputs(path).decode(), as_version=4)
     assert staged.cells[2].outputs[0].data["text/plain"] == "41"
+
+
+def test_every_page_is_written_anew_when_a_style_changes(project, monkeypatch):
+    commands = []
+    monkeypatch.setattr(site, "STAGE", project / "stage")
+    monkeypatch.setattr(site, "SITE", project / "site")
+    monkeypatch.setattr(site.assets, "fetch", lambda _: None)
+    monkeypatch.setattr(site.notebooks, "execute_all", lambda: None)
+    monkeypatch.setattr(
+        site.subprocess, "run", lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0)
+    )
+    (project / "_config.yml").write_text("execute: {}\n")
+    (project / "_toc.yml").write_text("root: book/intro\nparts: []\n")
+    (project / "book" / "intro.md").write_text("# Title\n")
+    style = project / "book" / "_static" / "resid.css"
+    style.parent.mkdir()
+    for content in ("a {}\n", "a {}\n", "b {}\n"):
+        style.write_text(content)
+        site.build()
+    assert ["--all" in command for command in commands] == [True, False, True]
 
 
 def test_a_failing_cell_is_named_and_tried_again(project):
