@@ -6,6 +6,7 @@ counts as a failure of the tooth. An unbroken copy must be green first.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import chain
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 from tests.teeth.mutations import MUTATIONS, Mutation
 from tools.notebooks import TIMEOUT, code
@@ -50,14 +52,49 @@ def copy(mutation: Mutation | None) -> Iterator[Path]:
         yield root
 
 
-def run_tests(root: Path, tests: str) -> int:
+class Runner:
+    """Runs programs one after the other, each forked from a process that has torch loaded: see `preloaded`."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(Path(__file__).with_name("preloaded.py"))],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, root: Path, folder: Path, *arguments: str) -> tuple[int, str]:
+        """Exit status and output of a program in a copy of the project."""
+        output = root / "output.txt"
+        environment = {
+            "PYTHONPATH": str(root),
+            "OMP_NUM_THREADS": "1",
+            "MPLBACKEND": "agg",
+            "RESID_RESULTS": str(root / "records"),
+            "RESID_COMMAND": "teeth",
+        }
+        job = {
+            "arguments": arguments, "folder": str(folder), "environment": environment, "root": str(root),
+            "output": str(output), "seconds": TIMEOUT,
+        }  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline()), output.read_text("utf-8", "replace")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def run_tests(runner: Runner, root: Path, tests: str) -> int:
     """Exit status of pytest on a file of the copy: 0 all pass, 1 some fail, others mean that nothing was tested."""
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True).returncode
+    return runner(root, root, "-q", "-x", "-p", "no:cacheprovider", tests)[0]
 
 
-def run_chapter(root: Path, chapter: str) -> str:
+def run_chapter(runner: Runner, root: Path, chapter: str) -> str:
     """Name of the error that stops the chapter in the copy; "" if none does.
 
     The chapter's code runs as a script, without a kernel, which is several seconds faster; CI runs the notebooks
@@ -66,29 +103,20 @@ def run_chapter(root: Path, chapter: str) -> str:
     source = root / "book" / f"{chapter}.ipynb"
     script = root / "chapter.py"
     script.write_text(code(source), "utf-8")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root),
-        "OMP_NUM_THREADS": "1",
-        "MPLBACKEND": "agg",
-        "RESID_RESULTS": str(root / "records"),
-        "RESID_COMMAND": "teeth",
-    }
-    command = [sys.executable, "-W", "ignore", str(script)]
-    done = subprocess.run(command, cwd=source.parent, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
-    if not done.returncode:
+    status, output = runner(root, source.parent, str(script))
+    if not status:
         return ""
-    last = (done.stderr.strip().splitlines() or [""])[-1]
+    last = (output.strip().splitlines() or [""])[-1]
     name = re.match(r"(?:\w+\.)*(\w+)(?::|$)", last)
-    return name.group(1) if name else f"exit {done.returncode}: {done.stderr[-300:]}"
+    return name.group(1) if name else f"exit {status}: {output[-300:]}"
 
 
-def bite(mutation: Mutation) -> tuple[str, bool]:
+def bite(runner: Runner, mutation: Mutation) -> tuple[str, bool]:
     """Try one mutation; a line for the log, and whether everything noticed it."""
     started = time.perf_counter()
     with copy(mutation) as root:
-        tests = run_tests(root, mutation.tests)
-        stop = run_chapter(root, mutation.chapter) if mutation.chapter else None
+        tests = run_tests(runner, root, mutation.tests)
+        stop = run_chapter(runner, root, mutation.chapter) if mutation.chapter else None
     good = tests == 1 and (stop is None or stop in STOPS)
     said = f"pytest {'fails' if tests == 1 else f'exits {tests}'}"
     if stop is not None:
@@ -96,14 +124,16 @@ def bite(mutation: Mutation) -> tuple[str, bool]:
     return f"{'bites' if good else 'BLUNT'}  {mutation.name}: {said} ({time.perf_counter() - started:.0f} s)", good
 
 
-def unbroken(what: tuple[str, str]) -> tuple[str, bool]:
-    """The control: an unbroken copy is green."""
-    tests, chapter = what
+def unbroken(runner: Runner, what: str) -> tuple[str, bool]:
+    """The control: a test file or a chapter of an unbroken copy is green."""
+    started = time.perf_counter()
     with copy(None) as root:
-        status = run_tests(root, tests)
-        stop = run_chapter(root, chapter) if chapter else ""
-    good = status == 0 and stop == ""
-    return f"{'green' if good else 'RED  '}  unbroken: {tests} exits {status}, {chapter or 'no chapter'} {stop}", good
+        if what.endswith(".py"):
+            status = run_tests(runner, root, what)
+            said = f"exits {status}" if status else ""
+        else:
+            said = run_chapter(runner, root, what)
+    return f"{'RED  ' if said else 'green'}  unbroken: {what} {said} ({time.perf_counter() - started:.0f} s)", not said
 
 
 def main() -> None:
@@ -111,13 +141,30 @@ def main() -> None:
     wanted = [m for m in MUTATIONS if not sys.argv[1:] or any(word in m.name for word in sys.argv[1:])]
     if not wanted:
         sys.exit("no mutation has such a name")
+    started = time.perf_counter()
+    controls = dict.fromkeys(what for m in wanted for what in (m.tests, m.chapter) if what)
+    jobs = [*(partial(unbroken, what=what) for what in controls), *(partial(bite, mutation=m) for m in wanted)]
+    runners = [Runner() for _ in range(min(2, os.cpu_count() or 1))]
+    idle: SimpleQueue[Runner] = SimpleQueue()
+    for runner in runners:
+        idle.put(runner)
+
+    def work(job: Callable[[Runner], tuple[str, bool]]) -> tuple[str, bool]:
+        runner = idle.get()
+        try:
+            return job(runner)
+        finally:
+            idle.put(runner)
+
     failures = 0
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        controls = dict.fromkeys((m.tests, m.chapter) for m in wanted)
-        for line, good in chain(pool.map(unbroken, controls), pool.map(bite, wanted)):
+    with ThreadPoolExecutor(len(runners)) as pool:
+        for line, good in pool.map(work, jobs):
             print(line, flush=True)
             failures += not good
-    print(f"{len(wanted)} mutations, {failures} went unnoticed or could not be tried")
+    for runner in runners:
+        runner.close()
+    took = time.perf_counter() - started
+    print(f"{len(wanted)} mutations, {failures} went unnoticed or could not be tried, in {took:.0f} s")
     sys.exit(bool(failures))
 
 
