@@ -1,7 +1,7 @@
 """`resid-train RECIPE`, also `python -m resid.lab.cli RECIPE`: train from a shell, under torchrun, or under Slurm.
 
 Exit status: 0 finished; 75 stopped by SIGTERM or because the time was up, everything saved, call it again to go on; 65
-another try would not help; 2 wrong usage.
+another try would not help; 1 something went wrong, and the same command may well go on; 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from resid.errors import ResidError
+from resid.errors import InterruptedRunError, ResidError
 from resid.lab.launch import LaunchError, launch
 from resid.lab.paper_recipes import RECIPES
 from resid.lab.ranks import under_torchrun
 from resid.lab.recipes import Recipe, RecipeError
 from resid.lab.trackers import TRACKERS, open_tracker
-from resid.lab.train import FAILED, STOPPED, Result, train
+from resid.lab.train import FAILED, INTERRUPTED, STOPPED, Result, train
 
 __all__ = ["main", "read_recipe"]
 
@@ -81,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu or cuda; default a GPU if there is one")
     parser.add_argument("--max-seconds", type=float, help="save and stop after so long")
     parser.add_argument("--save-every", type=int, help="steps between checkpoints; default about a minute")
-    parser.add_argument("--data", type=Path, help="folder of the official files; default RESID_DATA")
+    parser.add_argument("--data", type=Path, help="folder of the data; default RESID_DATA, for ImageNet RESID_IMAGENET")
+    parser.add_argument("--workers", type=int, help="processes that read image files, for each process that trains")
+    parser.add_argument("--background-saves", action="store_true", help="write checkpoints while training goes on")
     parser.add_argument("--tracker", choices=sorted(TRACKERS), help="send metrics there, too")
     given = parser.parse_args(arguments)
     if given.list:
@@ -96,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LaunchError as error:
         print(f"resid-train: {error}", file=sys.stderr)
         return FAILED
+    except InterruptedRunError as error:
+        print(f"resid-train: {type(error).__name__}: {error}", file=sys.stderr)
+        return INTERRUPTED
     except ResidError as error:
         print(f"resid-train: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
@@ -109,7 +114,7 @@ def _train(given: argparse.Namespace, run_dir: Path, recipe: Recipe) -> Result:
     say = Progress()
     common: dict[str, Any] = {
         "device": given.device, "max_seconds": given.max_seconds, "save_every": given.save_every,
-        "data_folder": given.data, "say": say,
+        "data_folder": given.data, "say": say, "workers": given.workers, "background_saves": given.background_saves,
     }  # fmt: skip
     if given.nproc is not None and not under_torchrun():
         return launch(recipe, run_dir, given.nproc, retries=given.retries, tracker=given.tracker, **common)

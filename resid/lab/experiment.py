@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from resid.errors import OptionError, ResidError
-from resid.lab.batches import CLASSES
 from resid.lab.checkpoint import RunFolder
 from resid.lab.launch import LaunchError, launch
 from resid.lab.paper_recipes import RECIPES
@@ -150,11 +149,15 @@ def _finished(place: Path, recipe: Recipe) -> Metrics | None:
     if status.get("state") == "failed" and status.get("error") == DivergedError.__name__:
         where = _WHERE.search(status["reason"])
         assert where is not None, status["reason"]
-        guessing = 1 - 1 / CLASSES[recipe.dataset]
+        guessing, five = 1 - 1 / recipe.class_count, 1 - 5 / recipe.class_count
         end = {
             "epoch": int(where[2]) + 1, "step": int(where[1]), "diverged": True, "loss": math.inf,
             "train_error": guessing, "test_loss": math.inf, "test_error": guessing,
         }  # fmt: skip
+        if five > 0:
+            end["test_top5_error"] = five
+        if recipe.check_training:
+            end["plain_train_error"] = guessing
         return [*(line for line in run.lines() if line["step"] <= end["step"]), end]
     return None
 
