@@ -43,3 +43,7 @@ class ConvergenceError(ResidError):
 
 class SizeError(ResidError):
     """A size is outside the range in which the statement holds, or too large to be handled that way."""
+
+
+class InterruptedRunError(ResidError):
+    """Something outside a run has failed, and it may be that the same again succeeds."""

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from resid.theory._check import as_whole, check_option
 __all__ = [
     "Batch",
     "Batches",
+    "Share",
     "crop_and_flip",
     "draw_crops",
     "draw_order",
@@ -166,7 +167,74 @@ class Batch(NamedTuple):
     size: int
 
 
-class Batches:
+class Share:
+    """One rank's part of every batch of a split: what `Batches` and `resid.lab.stream.StreamBatches` have in common.
+
+    Args:
+        split: has `labels`. batch, seed, normalize, mean, std, rank, ranks, channels_last: see `Batches`. device: where
+            batches are to be.
+
+    Raises:
+        OptionError: an unknown option, or a batch (also the last one) with fewer samples than ranks.
+    """
+
+    def __init__(
+        self,
+        split: Any,
+        batch: int,
+        seed: int,
+        normalize: str,
+        mean: Tensor,
+        std: Tensor,
+        rank: int,
+        ranks: int,
+        channels_last: bool,
+        device: torch.device,
+    ) -> None:
+        check_option("normalize", normalize, NORMALIZE)
+        self.split = split
+        size, n = as_whole(batch), self.n
+        if size is None or size < 1:
+            raise OptionError(f"batch = {batch!r}: an integer of at least 1 is needed")
+        least = min(size, n % size or size)
+        if least < ranks:
+            raise OptionError(f"batch = {size}, {n} samples: a batch of {least} cannot be shared by {ranks} ranks")
+        self.size, self.seed, self.normalize = size, seed, normalize
+        self.rank, self.ranks, self.channels_last, self.device = rank, ranks, channels_last, device
+        self.steps = -(-n // size)
+        self._mean, self._scale = (t.float().to(device).view(1, -1, 1, 1) for t in (mean, 1 / std))
+
+    @property
+    def n(self) -> int:
+        """Samples of the split."""
+        return len(self.split.labels)
+
+    def shares(
+        self, epoch: int, first: int, last: int | None, device: torch.device | str
+    ) -> Iterator[tuple[Tensor, int]]:
+        """This rank's samples of the batches `first` to `last` of an epoch, each with the size of the whole batch."""
+        order = draw_order(self.n, self.seed, epoch).to(device)
+        for i in range(first, self.steps if last is None else min(last, self.steps)):
+            whole = order[i * self.size : (i + 1) * self.size]
+            yield whole[self.rank :: self.ranks], len(whole)
+
+    def plain_shares(self, device: torch.device | str) -> Iterator[tuple[Tensor, int]]:
+        """This rank's samples in their own order, in parts; the size is that of the part."""
+        for part in torch.arange(self.rank, self.n, self.ranks, device=device).split(self.size):
+            yield part, len(part)
+
+    def finished(self, images: Tensor, crops: Tensor | None = None, pad: int = 0, fill: str = "zeros") -> Tensor:
+        """uint8 images on the device, normalised, cropped and flipped as `crops` says, in the layout asked for."""
+        if self.normalize == "dataset":
+            images = (images - self._mean) * self._scale
+        if crops is not None:
+            images = crop_and_flip(images, crops, pad, fill)
+        if self.normalize == "image":
+            images = standardize_images(images)
+        return images.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+
+
+class Batches(Share):
     """Batches of a split for one rank.
 
     An epoch covers each sample exactly once: the last batch is as small as it comes out, and the loss of a batch is to
@@ -200,49 +268,25 @@ class Batches:
         ranks: int = 1,
         channels_last: bool = False,
     ) -> None:
-        check_option("normalize", normalize, NORMALIZE)
         check_option("fill", fill, FILL)
-        size = as_whole(batch)
-        n = len(split.labels)
-        if size is None or size < 1:
-            raise OptionError(f"batch = {batch!r}: an integer of at least 1 is needed")
-        least = min(size, n % size or size)
-        if least < ranks:
-            raise OptionError(f"batch = {size}, {n} samples: a batch of {least} cannot be shared by {ranks} ranks")
         if fill == "reflect" and pad >= min(split.images.shape[2:]):
             raise OptionError(f"pad = {pad}: less than the size of the images is needed to reflect them")
-        self.split, self.size, self.seed = split, size, seed
-        self.normalize, self.pad, self.fill, self.flip = normalize, pad, fill, flip
-        self.rank, self.ranks, self.channels_last = rank, ranks, channels_last
-        self.steps = -(-n // size)
         device = split.images.device
-        self._mean, self._scale = (t.float().to(device).view(1, -1, 1, 1) for t in (mean, 1 / std))
+        super().__init__(split, batch, seed, normalize, mean, std, rank, ranks, channels_last, device)
+        self.pad, self.fill, self.flip = pad, fill, flip
 
     def epoch(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator[Batch]:
         """The augmented batches `first` to `last` (not included; default: all) of an epoch, in its order."""
-        n, device = len(self.split.labels), self.split.labels.device
-        order = draw_order(n, self.seed, epoch).to(device)
         augmented = bool(self.pad or self.flip)
-        crops = draw_crops(n, self.seed, epoch, self.pad, self.flip).to(device) if augmented else None
-        for i in range(first, self.steps if last is None else min(last, self.steps)):
-            whole = order[i * self.size : (i + 1) * self.size]
-            mine = whole[self.rank :: self.ranks]
-            yield self._make(mine, None if crops is None else crops[mine], len(whole))
+        crops = draw_crops(self.n, self.seed, epoch, self.pad, self.flip).to(self.device) if augmented else None
+        for mine, size in self.shares(epoch, first, last, self.device):
+            yield self._make(mine, None if crops is None else crops[mine], size)
 
     def plain(self) -> Iterator[Batch]:
         """All samples in their own order, without augmentation; `size` is that of this rank's part."""
-        mine = torch.arange(self.rank, len(self.split.labels), self.ranks, device=self.split.labels.device)
-        for part in mine.split(max(1, self.size)):
-            yield self._make(part, None, len(part))
+        for mine, size in self.plain_shares(self.device):
+            yield self._make(mine, None, size)
 
     def _make(self, which: Tensor, crops: Tensor | None, size: int) -> Batch:
-        images = self.split.images[which]
-        if self.normalize == "dataset":
-            images = (images - self._mean) * self._scale
-        if crops is not None:
-            images = crop_and_flip(images, crops, self.pad, self.fill)
-        if self.normalize == "image":
-            images = standardize_images(images)
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self.finished(self.split.images[which], crops, self.pad, self.fill)
         return Batch(images, self.split.labels[which], size)

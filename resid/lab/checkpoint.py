@@ -28,7 +28,7 @@ import torch
 from resid.errors import ResidError
 from resid.lab.recipes import Recipe
 
-__all__ = ["BusyError", "CheckpointError", "RecipeMismatchError", "RunFolder", "write_whole"]
+__all__ = ["BusyError", "CheckpointError", "RecipeMismatchError", "RunFolder", "hold", "write_whole"]
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
@@ -101,7 +101,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a") as lock:
-            _hold(lock, self.path)
+            hold(lock, self.path)
             for partial in self.path.glob("*.tmp"):
                 partial.unlink()
             try:
@@ -258,8 +258,12 @@ def _bytes(state: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _hold(lock: Any, path: Path) -> None:
-    """Lock an open file until its process ends, where the system can."""
+def hold(lock: Any, path: Path) -> None:
+    """Lock an open file until it is closed or its process ends, where the system can.
+
+    Raises:
+        BusyError: another process holds it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -267,4 +271,4 @@ def _hold(lock: Any, path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise BusyError(f"{path}: another process is training there") from None
+        raise BusyError(f"{path}: another process is writing there") from None

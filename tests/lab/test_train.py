@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    with RunFolder(tmp_path, ALLCONV).opened(True), pytest.raises(BusyError, match="another process is training"):
+    with RunFolder(tmp_path, ALLCONV).opened(True), pytest.raises(BusyError, match="another process is writing"):
         train(ALLCONV, tmp_path)
 
 
