@@ -67,8 +67,8 @@ class Recipe:
     Args:
         dataset: see `resid.lab.batches.load_split`; or "imagenet", or "images", any folder of images by class, both
             read from files as they are needed (`resid.lab.image_files`). classes: of "images", and only there.
-        size: pixels of the square crops of "imagenet" and "images", which are all the augmentation they get besides
-            the mirror: a random part of the image in training, the middle of it in tests. network: "allconv", "plain", "preact", "proc" or "shortcut_depth".
+        size: pixels of the square crops of "imagenet" and "images": a random part of the image in training, the middle
+            of it in tests. network: "allconv", "plain", "preact", "proc" or "shortcut_depth".
         options: of the network's constructor, but for classes and channels, which the data set decides.
         epochs, steps: the length; exactly one of them. batch: samples a step, over all ranks.
         micro_batch: samples that a rank passes through the network at once; of a larger share the gradients are added

@@ -37,7 +37,7 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Batches to train on, to test on, and training images to test on, if any; image: (1, channels, h, w), like them."""
+    """Batches to train on, to test on, and training images to test on, if any; an image like theirs, with its batch."""
 
     training: Feed
     testing: Feed
@@ -143,9 +143,9 @@ def images_folder(data: str | Path | None = None) -> Path:
     """
     given = data or os.environ.get("RESID_IMAGENET")
     if not given:
-        raise DataFileError("the recipe reads image files: name their folder, which has train and val, by RESID_IMAGENET")
+        raise DataFileError("the recipe reads image files: RESID_IMAGENET has to name their folder, with train and val")
     if not Path(given).is_dir():
-        raise DataFileError(f"{given} is not a folder: one with train and val, which have a folder for each class")
+        raise DataFileError(f"{given} is not a folder: one with train and val is needed, by RESID_IMAGENET")
     return Path(given)
 
 

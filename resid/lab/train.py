@@ -75,8 +75,8 @@ def train(
     metrics.jsonl gets a line for each epoch: step, loss and error on the augmented training batches as they came, loss
     and error on the test images after the epoch, learning rate, mean norm of the weights, seconds, images a second, and
     where the recipe asks for it the gradient ratios of the blocks at the first step of the epoch, output over input.
-    Errors are fractions, of the files that can be read; the test has also the top-5 error where there are more than five
-    classes. SIGTERM and `max_seconds` save and return a result whose state is "stopped".
+    Errors are fractions, of the files that can be read; where there are more than five classes the test has its top-5
+    error, too. SIGTERM and `max_seconds` save and return a result whose state is "stopped".
 
     Args:
         recipe: what to train. run_dir: folder of this run alone. device: default a GPU if there is one.
@@ -177,12 +177,13 @@ def loop(
 
 def describe(line: dict[str, Any], epochs: int) -> str:
     """A line of metrics as text, "epoch 3/164 ..."."""
+    first = ", ".join(line.get("broken_first", []))
+    broken = f", {line['broken']} files cannot be read, see broken.json: {first}" if first else ""
     return (
         f"epoch {line['epoch']}/{epochs}, step {line['step']}: loss {line['loss']:.4f}, "
         f"error {100 * line['train_error']:.2f}% train, {100 * line['test_error']:.2f}% test, "
         f"rate {line['lr']:.3g}, {line['images_per_second']:,.0f} images/s"
-        + (f", {line['broken']} files cannot be read ({', '.join(line['broken_first'])} ...)" if "broken" in line else "")
-    )
+    ) + broken
 
 
 def _report(folder: RunFolder, error: ResidError) -> None:
