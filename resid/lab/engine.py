@@ -23,7 +23,7 @@ from resid.lab.checkpoint import RunFolder
 from resid.lab.probes import blocks_of, mean_weight_norm, watch_gradients
 from resid.lab.ranks import Ranks, under_torchrun
 from resid.lab.recipes import Recipe, build_network
-from resid.lab.sources import Feed, open_source
+from resid.lab.sources import Feed, Source, open_source
 from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import ProcrustesProjection, input_sizes
 
@@ -53,11 +53,12 @@ class Engine:
         folder: RunFolder,
         data: str | Path | None = None,
         workers: int | None = None,
+        source: Source | None = None,
     ) -> None:
         self.recipe, self.ranks, self.folder, device = recipe, ranks, folder, ranks.device
         if recipe.compile == "reduce-overhead" and device.type != "cuda":
             raise OptionError(f"compile = 'reduce-overhead' records CUDA graphs: not on {device}")
-        self.source = source = open_source(recipe, ranks, data, workers)
+        self.source = source = source or open_source(recipe, ranks, data, workers)
         self.training, self.testing = source.training, source.testing
 
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
