@@ -1,5 +1,5 @@
 """Every row of `make bench`."""
 
-from benchmarks import conv, linear, samples, shortcut, training
+from benchmarks import conv, images, linear, samples, shortcut, training
 
-ROWS = (*linear.ROWS, *shortcut.ROWS, *samples.ROWS, *conv.ROWS, *training.ROWS)
+ROWS = (*linear.ROWS, *shortcut.ROWS, *samples.ROWS, *conv.ROWS, *training.ROWS, *images.ROWS)

@@ -205,6 +205,11 @@ class Share:
         self._mean, self._scale = (t.float().to(device).view(1, -1, 1, 1) for t in (mean, 1 / std))
 
     @property
+    def layout(self) -> torch.memory_format:
+        """Of the images in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
     def n(self) -> int:
         """Samples of the split."""
         return len(self.split.labels)
@@ -226,12 +231,12 @@ class Share:
     def finished(self, images: Tensor, crops: Tensor | None = None, pad: int = 0, fill: str = "zeros") -> Tensor:
         """uint8 images on the device, normalised, cropped and flipped as `crops` says, in the layout asked for."""
         if self.normalize == "dataset":
-            images = (images - self._mean) * self._scale
+            images = images.float().sub_(self._mean).mul_(self._scale)
         if crops is not None:
             images = crop_and_flip(images, crops, pad, fill)
         if self.normalize == "image":
             images = standardize_images(images)
-        return images.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        return images.contiguous(memory_format=self.layout)
 
 
 class Batches(Share):

@@ -39,6 +39,10 @@ LEDGER = ("tests/ledger/test_ledger.py", "")
 BATCHES = ("tests/lab/test_batches.py", "")
 TRAIN = ("tests/lab/test_train.py", "")
 FAULTS = ("tests/lab/test_faults.py", "")
+IMAGE_FILES = ("tests/lab/test_image_files.py", "")
+DECODE = ("tests/lab/test_decode.py", "")
+STREAM = ("tests/lab/test_stream.py", "")
+SHRINK = ("tests/lab/test_shrink.py", "")
 
 MUTATIONS = (
     Mutation(
@@ -575,6 +579,139 @@ MUTATIONS = (
         'seed_of("crop", seed, epoch)',
         'seed_of("crop", seed, 0)',
         *BATCHES,
+    ),
+    Mutation(
+        "classes in the order of the folder",
+        "resid/lab/image_files.py",
+        "return sorted(entry.name for entry in entries if entry.is_dir()",
+        "return list(entry.name for entry in entries if entry.is_dir()",
+        *IMAGE_FILES,
+    ),
+    Mutation(
+        "labels of parquet files taken on trust",
+        "resid/lab/image_files.py",
+        "        if ordered[label - 1] >= ordered[label]:",
+        "        if ordered[label - 1] == ordered[label]:",
+        *IMAGE_FILES,
+    ),
+    Mutation(
+        "a row read from the group before",
+        "resid/lab/image_files.py",
+        'np.searchsorted(self._starts, i, side="right")',
+        'np.searchsorted(self._starts, i, side="left")',
+        *IMAGE_FILES,
+    ),
+    Mutation(
+        "classes of train and val not compared",
+        "resid/lab/image_files.py",
+        "    if other.is_dir() and (theirs := _class_folders(other)):",
+        "    if other.is_file() and (theirs := _class_folders(other)):",
+        *IMAGE_FILES,
+    ),
+    Mutation(
+        "flip ignored",
+        "resid/lab/decode.py",
+        "image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image",
+        "image",
+        *DECODE,
+    ),
+    Mutation(
+        "crop off by one",
+        "resid/lab/decode.py",
+        "x, y = math.floor(box[0]), math.floor(box[1])",
+        "x, y = max(math.floor(box[0]) - 1, 0), math.floor(box[1])",
+        *DECODE,
+    ),
+    Mutation(
+        "crop of a reduced image in the pixels of the whole one",
+        "resid/lab/decode.py",
+        "    box = (left / scale, top / scale,",
+        "    box = (left / scale, top / scale + 1,",
+        *DECODE,
+    ),
+    Mutation(
+        "reduced further than the result allows",
+        "resid/lab/decode.py",
+        "s <= max(1, most))",
+        "s <= max(1, 2 * most))",
+        *DECODE,
+    ),
+    Mutation(
+        "the last place of a window never drawn",
+        "resid/lab/decode.py",
+        "int(across * (width - w + 1))",
+        "int(across * max(width - w, 1))",
+        *DECODE,
+    ),
+    Mutation(
+        "transparent pixels in their hidden colours",
+        "resid/lab/decode.py",
+        'return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")',
+        'return image.convert("RGB")',
+        *DECODE,
+    ),
+    Mutation(
+        "label of a broken file kept",
+        "resid/lab/stream.py",
+        "                labels[row] = IGNORED\n",
+        "",
+        *STREAM,
+    ),
+    Mutation(
+        "crops by the place in the batch",
+        "resid/lab/stream.py",
+        "images[row] = self._pixels(i, epoch)",
+        "images[row] = self._pixels(i, None if epoch is None else epoch + row)",
+        *STREAM,
+    ),
+    Mutation(
+        "every rank tests all images",
+        "resid/lab/batches.py",
+        "torch.arange(self.rank, self.n, self.ranks, device=device)",
+        "torch.arange(0, self.n, self.ranks, device=device)",
+        *STREAM,
+    ),
+    Mutation(
+        "a killed worker that looks like a mistake",
+        "resid/lab/workers.py",
+        'GONE = ("exited unexpectedly", "killed by signal")',
+        'GONE = ("killed by signal",)',
+        *STREAM,
+    ),
+    Mutation(
+        "the loader draws from the generator of all",
+        "resid/lab/workers.py",
+        "            generator=torch.Generator(),",
+        "            generator=None,",
+        *STREAM,
+    ),
+    Mutation(
+        "iterations mixed",
+        "resid/lab/workers.py",
+        "            if self._turn != turn:",
+        "            if self._turn < turn:",
+        *STREAM,
+    ),
+    Mutation(
+        "English names as folders: another order of the labels",
+        "resid/lab/shrink.py",
+        "    if names == sorted(set(names)) and",
+        "    if len(names) == len(set(names)) and",
+        *SHRINK,
+    ),
+    Mutation(
+        "orientation forgotten in a copy",
+        "resid/lab/shrink.py",
+        "            exif[ORIENTATION] = orientation",
+        "            exif[ORIENTATION] = 1",
+        *SHRINK,
+    ),
+    Mutation(
+        "a copy begun anew",
+        "resid/lab/shrink.py",
+        "if path not in there]",
+        "if path + '.' not in there]",
+        *SHRINK,
     ),
     Mutation(
         "momentum forgotten in a resume",
