@@ -1,4 +1,4 @@
-"""The scripts for one machine and for Slurm: what they name exists, and they run, with stand-ins for Slurm's commands."""
+"""The scripts for one machine and for Slurm: what they name exists, and they run, with stand-ins for Slurm's words."""
 
 import json
 import os
@@ -23,7 +23,12 @@ from tests.lab.test_train_images import IMAGES
 from tools.paths import ROOT
 
 SCRIPTS = sorted((ROOT / "scripts").iterdir())
-PAGES = [*SCRIPTS, ROOT / "book" / "clusters.md", ROOT / "README.md", ROOT / "book" / "experiments" / "allconv_imagenet.ipynb"]
+PAGES = [
+    *SCRIPTS,
+    ROOT / "book" / "clusters.md",
+    ROOT / "README.md",
+    ROOT / "book" / "experiments" / "allconv_imagenet.ipynb",
+]
 #: 60 steps, so that something can happen under way
 LONG = IMAGES.replace(epochs=None, steps=60)
 
@@ -94,9 +99,10 @@ def execute(script, words, tmp_path, tree, more):
         resid_train=f'exec {sys.executable} -m resid.lab.cli "$@"',
         nvidia_smi="printf 'GPU 0\\nGPU 1\\n'",
     )
+    places = [*more.pop("first", []), str(ROOT)]
     environment = {
         **os.environ, "PATH": f"{here}{os.pathsep}{os.environ['PATH']}", "RESID_IMAGENET": str(tree),
-        "RUN": str(tmp_path / "run"), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*more.pop("first", []), str(ROOT)]),
+        "RUN": str(tmp_path / "run"), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places),
         "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7",
         "MASTER_PORT": str(port), **more,
     }  # fmt: skip

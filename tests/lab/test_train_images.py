@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import signal
+import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from resid.lab.checkpoint import CheckpointError, RunFolder
 from resid.lab.decode import decode_test
 from resid.lab.engine import Engine
 from resid.lab.image_files import open_images
+from resid.lab.launch import launch
 from resid.lab.official import DataFileError
 from resid.lab.paper_recipes import RECIPES
 from resid.lab.ranks import Ranks
@@ -266,6 +269,43 @@ def test_a_worker_that_is_killed_is_worth_another_try(tree, whole, tmp_path, mon
     assert status["state"] == "running", "a state of 'failed' would keep the launcher from another try"
     assert RunFolder(tmp_path, IMAGES).checkpoints(), "it goes on from there"
     last = train(IMAGES, tmp_path, data_folder=tree, workers=0)
+    assert_equal(last.weights(), whole.weights())
+
+
+#: In the first try, kill what decodes images before the third step; `site` imports this in every process.
+SITE = """
+    import os, pathlib
+    if "TRAINS" in os.environ and not pathlib.Path({marker!r}).exists():
+        import gc, signal, torch
+        step, seen = torch.optim.SGD.step, []
+        def stepping(*arguments, **more):
+            seen.append(None)
+            if len(seen) == 3:
+                pathlib.Path({marker!r}).touch()
+                from resid.lab.workers import Workers
+                for workers in [thing for thing in gc.get_objects() if type(thing) is Workers]:
+                    for pid in workers.pids:
+                        os.kill(pid, signal.SIGKILL)
+            return step(*arguments, **more)
+        torch.optim.SGD.step = stepping
+"""
+
+
+def test_the_launcher_tries_again_after_a_worker_was_killed(tree, whole, tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(textwrap.dedent(SITE.format(marker=str(tmp_path / "killed"))))
+    places = [str(site), os.environ.get("PYTHONPATH", ""), str(Path.cwd())]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+    monkeypatch.setenv("TRAINS", "yes")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    said = []
+    last = launch(
+        IMAGES, tmp_path / "run", retries=1, save_every=1, device="cpu", data_folder=tree, workers=1, say=said.append
+    )
+    failures = [line for line in said if line.startswith("try ")]
+    assert len(failures) == 1
+    assert "try 1 of 2 failed: the process left with exit status 1: WorkerDiedError: a worker process" in failures[0]
     assert_equal(last.weights(), whole.weights())
 
 
