@@ -36,8 +36,8 @@ __all__ = [
     "decode_test",
     "decode_train",
     "draw_window",
-    "is_turned",
     "open_image",
+    "orientation",
     "reading",
     "reduce_jpeg",
     "to_rgb",
@@ -179,8 +179,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         BrokenImageError: floating-point or 32-bit pixels, whose range is not known.
     """
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
@@ -191,12 +189,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether EXIF asks for another orientation than the stored one."""
-    return bool(image.getexif().get(ORIENTATION, 1) != 1)
+def orientation(image: Image.Image) -> int:
+    """What EXIF asks for, 1 for the image as stored; metadata that cannot be read ask for nothing."""
+    try:
+        with reading():
+            return int(image.getexif().get(ORIENTATION, 1))
+    except BrokenImageError:
+        return 1
 
 
 def reduce_jpeg(image: Image.Image, most: int) -> int:

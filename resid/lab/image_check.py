@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from resid.lab.decode import BrokenImageError, decode_test, is_turned, open_image
+from resid.lab.decode import BrokenImageError, decode_test, open_image, orientation
 from resid.lab.download import DataFileError
 from resid.lab.image_files import ImageFiles, open_images, splits_of
 from resid.lab.workers import Workers
@@ -166,7 +166,7 @@ class _Look:
             try:
                 content = self.files.read(i)
                 decode_test(content, 1, 1)
-                turned += is_turned(open_image(content))
+                turned += orientation(open_image(content)) != 1
             except (BrokenImageError, OSError) as error:
                 broken.append((i, str(error)))
         return _Looked(broken, turned, len(which))

@@ -21,7 +21,16 @@ from PIL import Image
 
 from resid.errors import OptionError
 from resid.lab.checkpoint import hold, write_whole
-from resid.lab.decode import ORIENTATION, BrokenImageError, decode_test, open_image, reading, reduce_jpeg, to_rgb
+from resid.lab.decode import (
+    ORIENTATION,
+    BrokenImageError,
+    decode_test,
+    open_image,
+    orientation,
+    reading,
+    reduce_jpeg,
+    to_rgb,
+)
 from resid.lab.download import DataFileError
 from resid.lab.image_files import ImageFiles, is_image, open_images, splits_of
 from resid.lab.workers import Workers
@@ -61,14 +70,14 @@ def shrink_image(content: bytes, side: int | None, quality: int = 90) -> bytes:
         if side is None or short <= side:
             decode_test(content, 1, 1)  # which raises where the file is broken
             return content
-        orientation = image.getexif().get(ORIENTATION, 1)
+        turn = orientation(image)
         scale = reduce_jpeg(image, short // side)
         image = image if image.mode == "L" else to_rgb(image)
         size = (max(side, round(side * width / short)), max(side, round(side * height / short)))
         image = image.resize(size, Image.Resampling.LANCZOS, box=(0, 0, width / scale, height / scale))
         exif = Image.Exif()
-        if orientation != 1:
-            exif[ORIENTATION] = orientation
+        if turn != 1:
+            exif[ORIENTATION] = turn
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality, exif=exif)
         return buffer.getvalue()

@@ -21,8 +21,8 @@ from resid.lab.decode import (
     decode_test,
     decode_train,
     draw_window,
-    is_turned,
     open_image,
+    orientation,
     reduce_jpeg,
 )
 
@@ -168,6 +168,8 @@ def flat(mode, colour):
         (encode(flat("RGBA", (5, 105, 255, 51))), (205, 225, 255)),
         (encode(flat("RGB", (9, 8, 7)).quantize(4)), (9, 8, 7)),
         (encode(flat("RGB", (9, 8, 7)).quantize(4), transparency=b"\0" * 4), (255, 255, 255)),
+        (encode(flat("RGB", (9, 8, 7)), transparency=(9, 8, 7)), (255, 255, 255)),
+        (encode(flat("L", 9), transparency=8), (9, 9, 9)),
         (encode(flat("CMYK", (255, 0, 0, 0)), "JPEG", quality=100), (0, 255, 255)),
         (encode(flat("CMYK", (51, 102, 0, 51)), "JPEG", quality=100), (163, 122, 204)),  # (1 - c)(1 - k)
         (encode(flat("I;16", 257 * 90)), (90, 90, 90)),
@@ -188,8 +190,12 @@ def test_orientation_stays_as_stored():
     assert turned != stored
     assert torch.equal(decode_test(turned, 16, 20), decode_test(stored, 16, 20))
     assert torch.equal(decode_train(turned, 16, 3), decode_train(stored, 16, 3))
-    assert is_turned(open_image(turned))
-    assert not is_turned(open_image(stored))
+    assert orientation(open_image(turned)) == 6
+    assert orientation(open_image(stored)) == 1
+    for exif in (b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\0\x05"):
+        odd = encode(image, "JPEG", exif=exif)
+        assert orientation(open_image(odd)) == 1
+        assert torch.equal(decode_test(odd, 16, 20), decode_test(stored, 16, 20))
 
 
 def bomb(width, height):

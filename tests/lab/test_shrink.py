@@ -15,7 +15,7 @@ from PIL import Image
 
 from resid.errors import OptionError, SizeError
 from resid.lab.checkpoint import BusyError, hold
-from resid.lab.decode import BrokenImageError, is_turned, open_image
+from resid.lab.decode import BrokenImageError, open_image, orientation
 from resid.lab.download import DataFileError
 from resid.lab.image_files import open_images
 from resid.lab.images_cli import main
@@ -51,7 +51,7 @@ def test_a_copy_has_the_same_classes_labels_and_smaller_images(tree, tmp_path):
             assert min(small.size) == 100
             assert max(small.size) == round(100 * ratio)
             assert small.format == "JPEG"
-            assert is_turned(small) == is_turned(large) == ("turned" in ours.name(i))
+            assert orientation(small) == orientation(large) == (6 if "turned" in ours.name(i) else 1)
             assert small.mode == ("L" if "grey" in ours.name(i) else "RGB")
     assert sorted(name.rpartition("_")[2] for name in done.broken) == ["empty.JPEG", "text.JPEG", "truncated.JPEG"]
     assert shrink_images(tree, tmp_path / "out", 100).before == 14

@@ -706,7 +706,7 @@ MUTATIONS = (
     Mutation(
         "orientation forgotten in a copy",
         "resid/lab/shrink.py",
-        "            exif[ORIENTATION] = orientation",
+        "            exif[ORIENTATION] = turn",
         "            exif[ORIENTATION] = 1",
         *SHRINK,
     ),
