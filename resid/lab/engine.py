@@ -211,14 +211,15 @@ class Engine:
                 with self.autocast():
                     logits = self.model(images)
                 loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-                best = logits.topk(5 if several else 1, dim=1).indices != labels[:, None]
+                best = logits.topk(5 if several else 1, dim=1).indices
+                wrong = (logits.argmax(1) != labels, (best != labels[:, None]).all(1))
                 valid = labels >= 0
-                sums += torch.stack([loss, *((b & valid).sum() for b in (best[:, 0], best.all(1))), valid.sum()])
+                sums += torch.stack([loss, *((w & valid).sum() for w in wrong), valid.sum()])
         self.model.train()
-        total, wrong, beyond, seen = self.ranks.total(sums).tolist()
+        total, first, five, seen = self.ranks.total(sums).tolist()
         seen = seen or math.nan
-        found = {f"{name}_loss": total / seen, f"{name}_error": wrong / seen}
-        return {**found, f"{name}_top5_error": beyond / seen} if several else found
+        found = {f"{name}_loss": total / seen, f"{name}_error": first / seen}
+        return {**found, f"{name}_top5_error": five / seen} if several else found
 
     def _totals(self) -> Tensor:
         """Loss, wrong and seen over all ranks.

@@ -94,9 +94,8 @@ def launch(
 
     Args:
         recipe, run_dir, device, max_seconds, save_every, data_folder, workers, background_saves: of
-            `resid.lab.train.train`. nproc: processes, one
-            for each GPU. retries: tries after the first. tracker: name, see `resid.lab.trackers`. say: called with a
-            line for each epoch and for each failure.
+            `resid.lab.train.train`. nproc: processes, one for each GPU. retries: tries after the first.
+        tracker: name, see `resid.lab.trackers`. say: called with a line for each epoch and for each failure.
 
     Raises:
         LaunchError: no try finished; the message has the reason of each. RecipeMismatchError: of the folder.

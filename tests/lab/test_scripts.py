@@ -150,6 +150,15 @@ def test_slurm_stops_in_time_and_queues_itself_again(tree, tmp_path):
     assert words[:5] == ["--kill-on-bad-exit=0", "torchrun", "--nnodes=1:1", "--nproc-per-node=2", "--max-restarts=3"]
 
 
+def test_slurm_does_not_queue_a_job_again_that_never_began(tree, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text('{"state": "stopped", "step": 3, "reason": "of an earlier job"}')
+    script = ROOT / "scripts" / "imagenet.slurm"
+    done = execute(script, ["--no-such-option"], tmp_path, tree, {})
+    assert done.returncode != 0
+    assert (tmp_path / "scontrol.txt").read_text().splitlines() == ["show hostnames node[1-2]"]
+
+
 #: Rank 1 dies before its 20th step, the first time; `site` imports this in every process that Python starts.
 SITE = """
     import os, pathlib

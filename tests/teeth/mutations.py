@@ -805,8 +805,8 @@ MUTATIONS = (
     Mutation(
         "broken files counted as errors in tests",
         "resid/lab/engine.py",
-        "*((b & valid).sum() for b in",
-        "*(b.sum() for b in",
+        "*((w & valid).sum() for w in",
+        "*(w.sum() for w in",
         *TRAIN_IMAGES,
     ),
     Mutation(
