@@ -148,7 +148,7 @@ def _imagenet() -> dict[str, Recipe]:
     small: dict[str, Any] = {"blocks": 1, "widths": (16, 16, 32, 64), "stem": (5, 2), "strides": (2, 2, 2)}
     folder = Recipe(
         dataset="images", classes=10, size=48, network="allconv", options=small, epochs=6, batch=32, lr=0.02,
-        schedule="exponential", factor=0.94, decay_every=2, decay="convolutions", pad=0,
+        schedule="exponential", factor=0.94, decay_every=2, decay="convolutions", pad=0, check_training=100,
     )  # fmt: skip
     return {
         "imagenet-paper": printed,

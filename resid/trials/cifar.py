@@ -293,6 +293,7 @@ DIGITS: dict[str, tuple[str, ...]] = {
     "hardt-ma/section-4.1-batch-norm-overfits": ("digits-allconv-batch-norm", "digits-allconv"),
     "hardt-ma/table-2-imagenet": ("images-allconv",),
     "hardt-ma/section-4.2-top-5": ("images-allconv",),
+    "hardt-ma/section-4.2-underfits": ("images-allconv",),
     "li/figure-2": ("digits-shortcut-20-2", "digits-shortcut-38-2", "digits-shortcut-74-2"),
     "zaeemzadeh/section-4-every-two-iterations": ("digits-proc22-every2", "digits-proc22-every1"),
     "zaeemzadeh/figure-3-plain164-unstable": ("digits-plain164",),
