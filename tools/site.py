@@ -20,7 +20,7 @@ from tools.paths import BUILD, ROOT, SITE, STAGE
 def stage() -> None:
     """Copy the sources to the stage, notebooks with the outputs of their run; unchanged files keep their times."""
     wanted: dict[Path, bytes] = {}
-    for path in sorted((ROOT / "book").rglob("*")):
+    for path in sorted([*(ROOT / "book").rglob("*"), *(ROOT / "scripts").iterdir()]):  # which a page shows
         if path.is_file() and not any(p.startswith(".") or p in ("__pycache__", "resid-results") for p in path.parts):
             wanted[path.relative_to(ROOT)] = path.read_bytes()
     for path in notebooks.notebooks():
