@@ -793,7 +793,7 @@ MUTATIONS = (
         "resid/lab/train.py",
         "(loss * (ranks.count / batch.size)).backward()",
         "(loss * (ranks.count / len(labels) / ranks.count)).backward()",
-        *TRAIN_IMAGES_TOLD,
+        *TRAIN_IMAGES,
     ),
     Mutation(
         "broken files counted as errors in training",
