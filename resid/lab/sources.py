@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resid.lab.batches import Batch, Batches, load_split, pixel_statistics
 from resid.lab.data import Dataset
-from resid.lab.official import DataFileError
+from resid.lab.download import DataFileError
 from resid.lab.ranks import Ranks
 from resid.lab.recipes import Recipe
 
@@ -65,7 +65,7 @@ def open_source(recipe: Recipe, ranks: Ranks, data: str | Path | None = None, wo
             this rank, default one for each CPU that it can have to itself, 8 at most.
 
     Raises:
-        resid.lab.official.DataFileError: the files are not there, or are not of so many classes. OptionError: see
+        resid.lab.download.DataFileError: the files are not there, or are not of so many classes. OptionError: see
             `resid.lab.batches.Batches`.
     """
     return (_from_files if recipe.streamed else _from_memory)(recipe, ranks, data, workers)
@@ -139,7 +139,7 @@ def images_folder(data: str | Path | None = None) -> Path:
     """The folder of image files: `data`, else `RESID_IMAGENET`.
 
     Raises:
-        DataFileError: neither is given, or there is no such folder.
+        resid.lab.download.DataFileError: neither is given, or there is no such folder.
     """
     given = data or os.environ.get("RESID_IMAGENET")
     if not given:
