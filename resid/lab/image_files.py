@@ -156,8 +156,8 @@ def open_images(folder: str | Path, split: str, classes: Sequence[str] | None = 
             have to be, those of the training split for instance; class folders of train and val are compared anyway.
 
     Raises:
-        resid.lab.download.DataFileError: a split, a shard or a class folder is missing or empty; a class is unknown; train and val have
-            different classes; a label is out of range or contradicts the name of its file.
+        resid.lab.download.DataFileError: a split, a shard or a class folder is missing or empty; a class is unknown;
+            train and val have different classes; a label is out of range or contradicts the name of its file.
         OptionError: unknown split.
     """
     check_option("split", split, SPLITS)
