@@ -116,7 +116,7 @@ def test_training_images_are_checked_in_memory_too(tmp_path):
     ((images, labels, _),) = source.checking.plain()
     loss = float(F.cross_entropy(model(images), labels).detach())
     assert result.metrics[-1]["plain_train_loss"] == pytest.approx(loss)
-    assert spread(3, 7).tolist() == [0, 1, 2]
+    assert (spread(3, 7).tolist(), spread(10, 3).tolist()) == ([0, 1, 2], [0, 3, 6])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
