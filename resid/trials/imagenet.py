@@ -137,7 +137,8 @@ def _family(name: str, blocks: np.ndarray, widths: np.ndarray) -> Family:
 def nearest_widths(largest: int = 1024) -> tuple[int, ...]:
     """Of the widths that never fall, in steps of 32, and make 35.7 million, those nearest to the 34-layer network's.
 
-    Blocks, stem, head and shortcuts are those of the paper; the distance is the sum of |log| of the ratios of widths.
+    Blocks, stem, head and shortcuts are those of the paper; the distance is the sum of the absolute
+    logarithms of the ratios of widths.
     """
     widths = _rising_widths(largest)
     fit = widths[np.abs(count_layout(BLOCKS, widths.T) - PRINTED) <= ROUNDING]
