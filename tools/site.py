@@ -23,7 +23,7 @@ def stage() -> set[Path]:
     Returns the names of those that changed.
     """
     wanted: dict[Path, bytes] = {}
-    for path in sorted((ROOT / "book").rglob("*")):
+    for path in sorted([*(ROOT / "book").rglob("*"), *(ROOT / "scripts").iterdir()]):  # which a page shows
         if path.is_file() and not any(p.startswith(".") or p in ("__pycache__", "resid-results") for p in path.parts):
             wanted[path.relative_to(ROOT)] = path.read_bytes()
     for path in notebooks.notebooks():

@@ -3,6 +3,9 @@
 Weights and optimiser are the same on every rank, so rank 0 writes them alone, and the file is read by any number of
 ranks; several machines need a folder that all of them see. Its name carries the step and a checksum; a file that does
 not fit its checksum is passed over for the one before it. All files load with `torch.load(weights_only=True)`.
+
+A checkpoint can be written in the background: what it holds is copied at once, a thread writes the copy, and training
+goes on. One is under way at a time, and an error of it is raised by the next call that writes a checkpoint or waits.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,8 @@ def write_whole(path: Path, content: bytes) -> None:
 class RunFolder:
     """recipe.json, status.json, metrics.jsonl, checkpoints and the final weights.pt of one run.
 
+    Of image files also broken.json: those that could not be read, each with the reason.
+
     Args:
         path: made if it is not there. recipe: of the run. keep: how many checkpoints stay.
 
@@ -79,6 +85,8 @@ class RunFolder:
         self.path, self.recipe, self.keep = Path(path), recipe, keep
         self.metrics = self.path / "metrics.jsonl"
         self.weights = self.path / "weights.pt"
+        self._writer = ThreadPoolExecutor(1, "checkpoint")  # starts its thread when it is first needed
+        self._under_way: Future[Path] | None = None
         self._check(self.path / "recipe.json")
 
     @contextmanager
@@ -96,7 +104,11 @@ class RunFolder:
             hold(lock, self.path)
             for partial in self.path.glob("*.tmp"):
                 partial.unlink()
-            yield
+            try:
+                yield
+            finally:
+                with suppress(CheckpointError):  # where all went well, `loop` has waited and raised it
+                    self.settle()
 
     def begin(self, step: int) -> None:
         """Training begins, or goes on, after so many steps: forget the metrics of later ones, which will come again."""
@@ -113,8 +125,31 @@ class RunFolder:
         """Write a checkpoint and remove those too old to keep.
 
         Raises:
-            CheckpointError: it cannot be written; the message says which one is whole.
+            CheckpointError: it cannot be written, or the one under way could not; the message says which one is whole.
         """
+        self.settle()
+        return self._save(step, state)
+
+    def save_behind(self, step: int, state: Mapping[str, Any]) -> None:
+        """`save`, in the background: the state is copied to the CPU's memory now and written while training goes on.
+
+        Raises:
+            CheckpointError: the one before could not be written.
+        """
+        self.settle()
+        self._under_way = self._writer.submit(self._save, step, _copied(state))
+
+    def settle(self) -> None:
+        """Wait until nothing is written in the background.
+
+        Raises:
+            CheckpointError: what was written could not be; said once.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def _save(self, step: int, state: Mapping[str, Any]) -> Path:
         content = _bytes({**state, "step": step, "recipe": self.recipe.to_json()})
         path = self.path / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
         self._write(path, content, f"the checkpoint of step {step}")
@@ -156,6 +191,17 @@ class RunFolder:
         except OSError as error:
             raise self._failed("metrics.jsonl", error) from error
 
+    def note_broken(self, files: Mapping[str, str], writes: bool = True) -> dict[str, Any]:
+        """Add files that cannot be read, with the reasons, to broken.json; returns how many are known, and the first.
+
+        writes: whether this is the rank that writes.
+        """
+        path = self.path / "broken.json"
+        known = {**(json.loads(path.read_text()) if path.exists() else {}), **files}
+        if writes:
+            self._write(path, json.dumps(known, indent=1, sort_keys=True).encode() + b"\n", "broken.json")
+        return {"broken": len(known), "broken_first": sorted(known)[:3]}
+
     def set_status(self, state: str, **more: Any) -> None:
         """status.json: "running", "stopped", "finished" or "failed", and why."""
         self._write(self.path / "status.json", json.dumps({"state": state, **more}).encode() + b"\n", "status.json")
@@ -193,6 +239,17 @@ def read_status(path: str | Path) -> dict[str, Any]:
     file = Path(path) / "status.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     return found
+
+
+def _copied(state: Any) -> Any:
+    """A copy of nested dictionaries, lists and tuples whose tensors are on the CPU and share no memory with any."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(_copied, state))
+    return state
 
 
 def _bytes(state: Any) -> bytes:

@@ -1,7 +1,8 @@
 """`resid-train RECIPE`, also `python -m resid.lab.cli RECIPE`: train from a shell, under torchrun, or under Slurm.
 
-Exit status: 0 finished; 75 stopped by SIGTERM or because the time was up, everything saved, call it again to go on; 65
-another try would not help; 2 wrong usage.
+Exit status: 0 finished; 75 stopped by SIGTERM or because the time was up, everything saved, call it again to go on (0
+under a torchrun with --max-restarts, which would start it again at once); 65 another try would not help; 1 something
+went wrong, and the same command may well go on; 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from resid.errors import ResidError
+from resid.errors import InterruptedRunError, ResidError
 from resid.lab.launch import LaunchError, launch
 from resid.lab.paper_recipes import RECIPES
 from resid.lab.ranks import under_torchrun
 from resid.lab.recipes import Recipe, RecipeError
 from resid.lab.trackers import TRACKERS, open_tracker
-from resid.lab.train import FAILED, STOPPED, Result, train
+from resid.lab.train import FAILED, INTERRUPTED, STOPPED, Result, train
 
 __all__ = ["main", "read_recipe"]
 
@@ -69,8 +71,8 @@ class Progress:
             print(line, flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The words of the command."""
     parser = argparse.ArgumentParser(prog="resid-train", description="Train a network by a recipe of the book.")
     parser.add_argument("recipe", nargs="?", help="name of a recipe, or a .json file, or JSON")
     parser.add_argument("--list", action="store_true", help="show the names of the recipes, and end")
@@ -80,9 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--retries", type=int, default=2, help="tries after the first, with --nproc")
     parser.add_argument("--device", help="cpu or cuda; default a GPU if there is one")
     parser.add_argument("--max-seconds", type=float, help="save and stop after so long")
+    parser.add_argument("--until", type=float, help="save and stop at this time, in seconds since 1970")
     parser.add_argument("--save-every", type=int, help="steps between checkpoints; default about a minute")
-    parser.add_argument("--data", type=Path, help="folder of the official files; default RESID_DATA")
+    parser.add_argument("--data", type=Path, help="folder of the data; default RESID_DATA, for ImageNet RESID_IMAGENET")
+    parser.add_argument("--workers", type=int, help="processes that read image files, for each process that trains")
+    parser.add_argument("--background-saves", action="store_true", help="write checkpoints while training goes on")
     parser.add_argument("--tracker", choices=sorted(TRACKERS), help="send metrics there, too")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = make_parser()
     given = parser.parse_args(arguments)
     if given.list:
         print("\n".join(RECIPES))
@@ -96,20 +107,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LaunchError as error:
         print(f"resid-train: {error}", file=sys.stderr)
         return FAILED
+    except InterruptedRunError as error:
+        print(f"resid-train: {type(error).__name__}: {error}", file=sys.stderr)
+        return INTERRUPTED
     except ResidError as error:
         print(f"resid-train: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
     if result.state == "stopped":
         print(f"stopped at step {result.step} ({result.reason}): the same command goes on")
-        return STOPPED
+        return 0 if _restarted() else STOPPED
     return 0
+
+
+def _restarted() -> bool:
+    """Whether torchrun starts anew, and so against the intent, a process that leaves with another status than 0."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def _seconds(given: argparse.Namespace) -> float | None:
+    """Time that is left, None for no end."""
+    ends = [given.max_seconds, None if given.until is None else max(0.0, given.until - time.time())]
+    return min((seconds for seconds in ends if seconds is not None), default=None)
 
 
 def _train(given: argparse.Namespace, run_dir: Path, recipe: Recipe) -> Result:
     say = Progress()
     common: dict[str, Any] = {
-        "device": given.device, "max_seconds": given.max_seconds, "save_every": given.save_every,
-        "data_folder": given.data, "say": say,
+        "device": given.device, "max_seconds": _seconds(given), "save_every": given.save_every,
+        "data_folder": given.data, "say": say, "workers": given.workers, "background_saves": given.background_saves,
     }  # fmt: skip
     if given.nproc is not None and not under_torchrun():
         return launch(recipe, run_dir, given.nproc, retries=given.retries, tracker=given.tracker, **common)

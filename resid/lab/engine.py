@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -17,18 +18,18 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from resid.errors import OptionError, ResidError
-from resid.lab.batches import Batches, load_split, pixel_statistics, seed_of
+from resid.lab.batches import seed_of
 from resid.lab.checkpoint import RunFolder
 from resid.lab.probes import blocks_of, mean_weight_norm, watch_gradients
 from resid.lab.ranks import Ranks, under_torchrun
 from resid.lab.recipes import Recipe, build_network
+from resid.lab.sources import Feed, Source, open_source
 from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import ProcrustesProjection, input_sizes
 
 __all__ = ["DivergedError", "Engine", "Stop", "numerics"]
 
 NEVER = 2**62
-TEST_BATCH = 1000
 
 
 class DivergedError(ResidError):
@@ -45,21 +46,24 @@ class Engine:
     The sums of the current epoch stay on the device; nothing waits for them until the epoch or a checkpoint asks.
     """
 
-    def __init__(self, recipe: Recipe, ranks: Ranks, folder: RunFolder, data: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        ranks: Ranks,
+        folder: RunFolder,
+        data: str | Path | None = None,
+        workers: int | None = None,
+        source: Source | None = None,
+    ) -> None:
         self.recipe, self.ranks, self.folder, device = recipe, ranks, folder, ranks.device
         if recipe.compile == "reduce-overhead" and device.type != "cuda":
             raise OptionError(f"compile = 'reduce-overhead' records CUDA graphs: not on {device}")
-        with ranks.first_here():  # which downloads what is not there
-            train, test = (load_split(recipe.dataset, name, data).to(device) for name in ("train", "test"))
-        look = (recipe.normalize, *pixel_statistics(train.images))
-        share: dict[str, Any] = {"rank": ranks.rank, "ranks": ranks.count, "channels_last": recipe.channels_last}
-        augment = (recipe.pad, recipe.fill, recipe.flip)
-        self.training = Batches(train, recipe.batch, recipe.seed, *look, *augment, **share)
-        self.testing = Batches(test, TEST_BATCH, recipe.seed, *look, **share)
+        self.source = source = source or open_source(recipe, ranks, data, workers)
+        self.training, self.testing = source.training, source.testing
 
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         model = build_network(recipe)
-        projection = _projection(recipe, model, train.images[:1].float().cpu())
+        projection = _projection(recipe, model, source.image)
         self.model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.blocks = blocks_of(self.model)
         self.optimizer = _optimizer(recipe, self.model, device)
@@ -77,8 +81,7 @@ class Engine:
 
         self.step, self.spent = 0, 0.0
         self.ratios: dict[str, float] | None = None
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, wrong
-        self._seen = 0
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, wrong, seen
         self._bad = torch.tensor(NEVER, device=device)
         self._saved = self._begun = time.monotonic()
 
@@ -96,11 +99,10 @@ class Engine:
             self.projection.load_state_dict(coin)
         self.step, self.spent, self.ratios = state["step"], state["spent"], state["ratios"]
         if self.ranks.first:  # the sums of all ranks
-            self._sums.copy_(state["sums"][:2])
-            self._seen = int(state["sums"][2])
+            self._sums.copy_(state["sums"])
 
-    def save(self) -> None:
-        """Write a checkpoint; every rank has to call this.
+    def save(self, behind: bool = False) -> None:
+        """Write a checkpoint, `behind` in the background; every rank has to call this.
 
         Raises:
             DivergedError: a loss since the last one was not finite; nothing is written. CheckpointError: of the folder.
@@ -117,7 +119,7 @@ class Engine:
             "spent": self._clock(),
             "ratios": self.ratios,
         }
-        self.folder.save(self.step, state)
+        (self.folder.save_behind if behind else self.folder.save)(self.step, state)
 
     def unsaved(self) -> float:
         """Seconds since the last checkpoint."""
@@ -156,45 +158,68 @@ class Engine:
             yield
         self.ratios = probe.ratios(self.ranks.total(probe.squares()))
 
+    def parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of a batch in parts, as `Recipe.micro_batch` says; ranks exchange gradients in the last."""
+        at_once = self.recipe.micro_batch or max(1, len(labels))
+        several = list(zip(images.split(at_once), labels.split(at_once), strict=True))
+        for part in several[:-1]:
+            with self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext():
+                yield part
+        yield several[-1]
+
     def count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a step to the sums: the loss summed over this rank's samples, and their logits."""
-        self._sums += torch.stack([loss, (logits.argmax(1) != labels).sum()])
-        self._seen += len(labels)
+        """Add samples of the current step to the sums: their loss, summed, and their logits.
+
+        Labels below zero are those of files that cannot be read: no error, and not seen.
+        """
+        valid = labels >= 0
+        self._sums += torch.stack([loss, ((logits.argmax(1) != labels) & valid).sum(), valid.sum()])
         self._bad = torch.where(torch.isfinite(loss), self._bad, self._bad.clamp(max=self.step))
-        self.step += 1
 
     def finish_epoch(self, epoch: int, rate: float) -> dict[str, Any]:
         """Test the network, and give the metrics of the epoch; the sums begin anew."""
         loss, wrong, seen = self._totals().tolist()
+        seen = seen or math.nan  # no file could be read
         seconds = time.monotonic() - self._begun
-        test_loss, test_error = self.test()
         line = {
             "epoch": epoch + 1, "step": self.step, "loss": loss / seen, "train_error": wrong / seen,
-            "test_loss": test_loss, "test_error": test_error, "lr": rate,
-            "weight_norm": mean_weight_norm(self.model).item(), "seconds": seconds,
-            "images_per_second": seen / seconds, "ranks": self.ranks.count,
+            **self.test(self.testing, "test"), "lr": rate, "weight_norm": mean_weight_norm(self.model).item(),
+            "seconds": seconds, "images_per_second": seen / seconds, "ranks": self.ranks.count,
         }  # fmt: skip
+        if self.source.checking is not None and self.step == self.recipe.total_steps(self.training.steps):
+            line |= self.test(self.source.checking, "plain_train")
+        if broken := self.ranks.gather(self.source.broken()):
+            line |= self.folder.note_broken(broken, self.ranks.first)
         if self.ratios is not None:
             line["ratios"] = self.ratios
         self._sums.zero_()
-        self._seen, self.spent, self.ratios = 0, 0.0, None
+        self.spent, self.ratios = 0.0, None
         return line
 
     @torch.no_grad()
-    def test(self) -> tuple[float, float]:
-        """Loss and error on the test images."""
+    def test(self, batches: Feed, name: str) -> dict[str, float]:
+        """Loss and error over all batches and ranks, each sample once, and the top-5 error of more than five classes.
+
+        Samples of broken files count neither as wrong nor as seen.
+        """
         self.ranks.share_buffers(self.model)
         self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
+        several = self.recipe.class_count > 5
         with self.eager(True):
-            for images, labels, _ in self.testing.plain():
+            for images, labels, _ in batches.plain():
                 with self.autocast():
                     logits = self.model(images)
                 loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-                sums += torch.stack([loss, (logits.argmax(1) != labels).sum()])
+                best = logits.topk(5 if several else 1, dim=1).indices
+                wrong = (logits.argmax(1) != labels, (best != labels[:, None]).all(1))
+                valid = labels >= 0
+                sums += torch.stack([loss, *((w & valid).sum() for w in wrong), valid.sum()])
         self.model.train()
-        total, wrong = (self.ranks.total(sums) / len(self.testing.split.labels)).tolist()
-        return total, wrong
+        total, first, five, seen = self.ranks.total(sums).tolist()
+        seen = seen or math.nan
+        found = {f"{name}_loss": total / seen, f"{name}_error": first / seen}
+        return {**found, f"{name}_top5_error": five / seen} if several else found
 
     def _totals(self) -> Tensor:
         """Loss, wrong and seen over all ranks.
@@ -204,12 +229,13 @@ class Engine:
         """
         step = int(self.ranks.least(self._bad))
         if step < NEVER:
+            self.folder.settle()
             epoch, rate = step // self.training.steps, self.recipe.rate(step, self.training.steps)
             found = self.folder.checkpoints()
             good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint"
             text = f"the loss is not finite at step {step} (epoch {epoch}, learning rate {rate:.4g}): {good}"
             raise DivergedError(text, step, epoch, rate)
-        return self.ranks.total(torch.cat([self._sums, self._sums.new_tensor([self._seen])]))
+        return self.ranks.total(self._sums)
 
 
 class Stop:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from resid.errors import OptionError, ResidError
-from resid.lab.batches import CLASSES
 from resid.lab.checkpoint import RunFolder
 from resid.lab.launch import LaunchError, launch
 from resid.lab.paper_recipes import RECIPES
@@ -62,6 +61,7 @@ def run_recipes(
     nproc: int = 1,
     device: str | None = None,
     say: Callable[[str], None] | None = print,
+    **more: Any,
 ) -> Runs:
     """Train recipes, each with every seed, and return the metrics of all runs.
 
@@ -73,7 +73,8 @@ def run_recipes(
         names: of `RECIPES`, or recipes by name. seeds: of weights, order, augmentation and projection.
         folder: of all runs, see `runs_folder`; each has its own below it. max_seconds: for all of them together.
         nproc: processes for each run, one for each GPU, by `launch`; with batch norm the number matters, see
-            `resid.lab.train`. device: see `train`. say: called with lines of text.
+            `resid.lab.train`. device: see `train`. say: called with lines of text. more: data_folder,
+            workers, background_saves, save_every, of `train` and `launch`.
 
     Returns:
         (name, seed) -> a dictionary of metrics for each epoch, see `train`.
@@ -96,7 +97,8 @@ def run_recipes(
         left = ends - time.monotonic()
         if found is None and not reason and left > 0:
             say(f"{name}, seed {seed}: {'goes on' if place.exists() else 'begins'} in {place.name}")
-            reason = _train(recipe, place, None if math.isinf(left) else left, whole, device, _Sparse(name, seed, say))
+            options = {"max_seconds": None if math.isinf(left) else left, "device": device, **more}
+            reason = _train(recipe, place, whole, say=_Sparse(name, seed, say), **options)
             found = _finished(place, recipe)
         if found is not None:
             runs[name, seed] = found
@@ -146,24 +148,23 @@ def _finished(place: Path, recipe: Recipe) -> Metrics | None:
     if status.get("state") == "finished" and run.weights.exists():
         return run.lines()
     if status.get("state") == "failed" and status.get("error") == DivergedError.__name__:
-        guessing = 1 - 1 / CLASSES[recipe.dataset]
+        guessing, five = 1 - 1 / recipe.class_count, 1 - 5 / recipe.class_count
         end = {
             "epoch": status["epoch"] + 1, "step": status["step"], "diverged": True, "loss": math.inf,
             "train_error": guessing, "test_loss": math.inf, "test_error": guessing,
         }  # fmt: skip
+        if five > 0:
+            end["test_top5_error"] = five
+        if recipe.check_training:
+            end["plain_train_error"] = guessing
         return [*(line for line in run.lines() if line["step"] <= end["step"]), end]
     return None
 
 
-def _train(
-    recipe: Recipe, place: Path, seconds: float | None, nproc: int, device: str | None, say: Callable[[str], None]
-) -> str:
+def _train(recipe: Recipe, place: Path, nproc: int, **options: Any) -> str:
     """Train one run as far as the time allows; returns why it stopped, "" if it is over."""
     try:
-        if nproc > 1:
-            result = launch(recipe, place, nproc, device=device, max_seconds=seconds, say=say)
-        else:
-            result = train(recipe, place, device=device, max_seconds=seconds, say=say)
+        result = launch(recipe, place, nproc, **options) if nproc > 1 else train(recipe, place, **options)
     except DivergedError:
         return ""
     except LaunchError:

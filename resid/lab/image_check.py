@@ -61,7 +61,7 @@ class ImageReport:
 
     @property
     def good(self) -> bool:
-        """Whether all is as it should be: no mismatch, and no broken file."""
+        """Whether there is no mismatch and no broken file."""
         return not self.mismatch and not any(split.broken for split in self.splits.values())
 
     def lines(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Labelled image files on the disk, read one at a time from any process: class folders, or parquet files of the Hub.
 
-Class folders: ROOT/train/CLASS/*.JPEG and ROOT/val/CLASS/*.JPEG; val can also be flat, as it comes, with
-LOC_val_solution.csv in ROOT or in ROOT/val. Parquet: ROOT/data/train-00000-of-00294-*.parquet or the same in ROOT,
+Class folders: `ROOT/train/CLASS/*.JPEG` and `ROOT/val/CLASS/*.JPEG`; val can also be flat, as it comes, with
+LOC_val_solution.csv in ROOT or in ROOT/val. Parquet: `ROOT/data/train-00000-of-00294-*.parquet` or the same in ROOT,
 split "validation", columns image {bytes, path} and label.
 
 The label of a class is its place among the sorted names, which for ImageNet are the synsets. A parquet file brings its
@@ -156,8 +156,8 @@ def open_images(folder: str | Path, split: str, classes: Sequence[str] | None = 
             have to be, those of the training split for instance; class folders of train and val are compared anyway.
 
     Raises:
-        DataFileError: a split, a shard or a class folder is missing or empty; a class is unknown; train and val have
-            different classes; a label is out of range or contradicts the name of its file.
+        resid.lab.download.DataFileError: a split, a shard or a class folder is missing or empty; a class is unknown;
+            train and val have different classes; a label is out of range or contradicts the name of its file.
         OptionError: unknown split.
     """
     check_option("split", split, SPLITS)
@@ -175,7 +175,7 @@ def splits_of(folder: str | Path) -> list[str]:
     """Which of "train" and "val" are there.
 
     Raises:
-        DataFileError: neither is.
+        resid.lab.download.DataFileError: neither is.
     """
     root = Path(folder)
     shards = _find_shards(root)

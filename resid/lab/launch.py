@@ -49,6 +49,8 @@ def worker_command(
     save_every: int | None = None,
     data_folder: str | Path | None = None,
     tracker: str | None = None,
+    workers: int | None = None,
+    background_saves: bool = False,
 ) -> list[str]:
     """The command of one try: torchrun on this machine, or plain Python for one process.
 
@@ -62,9 +64,10 @@ def worker_command(
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0"]
     options = {
         "--device": device, "--max-seconds": max_seconds, "--save-every": save_every, "--data": data_folder,
-        "--tracker": tracker, "--run-dir": run_dir,
+        "--tracker": tracker, "--workers": workers, "--run-dir": run_dir,
     }  # fmt: skip
-    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    given = ["--background-saves"] if background_saves else []
+    given += [word for name, value in options.items() if value is not None for word in (name, str(value))]
     return [sys.executable, *(start if nproc > 1 else []), "-m", "resid.lab.cli", recipe.to_json(), *given]
 
 
@@ -79,6 +82,8 @@ def launch(
     save_every: int | None = None,
     data_folder: str | Path | None = None,
     tracker: str | None = None,
+    workers: int | None = None,
+    background_saves: bool = False,
     say: Callable[[str], None] | None = print,
 ) -> Result:
     """Train in `nproc` processes on this machine until the run is finished or told to stop.
@@ -88,9 +93,9 @@ def launch(
     processes is kept in log.txt. SIGTERM is passed on; on KeyboardInterrupt the processes save and end first.
 
     Args:
-        recipe, run_dir, device, max_seconds, save_every, data_folder: of `resid.lab.train.train`. nproc: processes, one
-            for each GPU. retries: tries after the first. tracker: name, see `resid.lab.trackers`. say: called with a
-            line for each epoch and for each failure.
+        recipe, run_dir, device, max_seconds, save_every, data_folder, workers, background_saves: of
+            `resid.lab.train.train`. nproc: processes, one for each GPU. retries: tries after the first.
+        tracker: name, see `resid.lab.trackers`. say: called with a line for each epoch and for each failure.
 
     Raises:
         LaunchError: no try finished; the message has the reason of each. RecipeMismatchError: of the folder.
@@ -108,7 +113,7 @@ def launch(
         left = None if ends is None else max(0.0, ends - time.monotonic())
         command = worker_command(
             recipe, run_dir, nproc, device=device, max_seconds=left, save_every=save_every, data_folder=data_folder,
-            tracker=tracker,
+            tracker=tracker, workers=workers, background_saves=background_saves,
         )  # fmt: skip
         before = _stamp(folder.path)
         code, tail = _run(command, folder.path / "log.txt", nproc, say)

@@ -13,6 +13,13 @@ Where a paper leaves something open, the choice is that of its released code or 
   all of them.
 - Li et al. 2016: "li-figure-2-DEPTH" and "li-figure-9-DEPTH-LENGTH": Nesterov, rate 0.1, a tenth of it from epochs 81
   and 122 of 164 (Figure 2: of 200).
+- Hardt & Ma 2016, ImageNet: "imagenet-paper", a network with the layout of the 34-layer residual network. Six machines
+  updated one set of weights, each with batches of 256 and without waiting for the others; here each of their 700,000
+  updates is a step of batch 256, one after the other, and "every two epochs" is counted in these steps.
+  "imagenet-paper-1536" joins the six batches in one step with six times the rate, a sixth of the steps and a warm-up,
+  for more cards; "imagenet-paper-wide" has the widths of a network with the paper's 35.7 million parameters (see
+  `resid.trials.imagenet`). "imagenet-modern" and "imagenet-allconv18" are trained as one would today, for 90 epochs;
+  "images-allconv" is a small network for a folder of ten classes.
 - "digits-...": the same networks, small, on the 8 x 8 digits; seconds each on two CPU cores.
 
 Seeds are set with `Recipe.replace(seed=...)`.
@@ -25,7 +32,13 @@ from typing import Any
 from resid.errors import OptionError
 from resid.lab.recipes import Recipe
 
-__all__ = ["FOR_CLAIM", "RECIPES", "recipes_for"]
+__all__ = ["FOR_CLAIM", "IMAGENET_IMAGES", "IMAGENET_WIDTHS", "RECIPES", "WIDE_WIDTHS", "recipes_for"]
+
+#: Training images of ILSVRC 2012.
+IMAGENET_IMAGES = 1_281_167
+#: Channels of the stem and the stages: those of the 34-layer residual network, and those nearest to them that make 35.7
+#: million parameters, see `resid.trials.imagenet`.
+IMAGENET_WIDTHS, WIDE_WIDTHS = (64, 64, 128, 256, 512), (64, 64, 192, 256, 736)
 
 
 def _hardt_ma() -> dict[str, Recipe]:
@@ -117,7 +130,37 @@ def _li() -> dict[str, Recipe]:
     return found
 
 
-RECIPES: dict[str, Recipe] = {**_hardt_ma(), **_zaeemzadeh(), **_li()}
+def _imagenet() -> dict[str, Recipe]:
+    layout: dict[str, Any] = {"blocks": (3, 4, 6, 3), "widths": IMAGENET_WIDTHS, "stem": (7, 2), "strides": (2,) * 4}
+    two_epochs = 2 * -(-IMAGENET_IMAGES // 256)
+    printed = Recipe(
+        dataset="imagenet", size=224, network="allconv", options=layout, steps=700_000, batch=256, lr=0.1,
+        schedule="exponential", factor=0.94, decay_every=two_epochs, decay="convolutions", pad=0,
+        check_training=50_000,
+    )  # fmt: skip
+    joined = printed.replace(
+        steps=-(-700_000 // 6), batch=6 * 256, lr=0.6, decay_every=2 * -(-IMAGENET_IMAGES // 1536), warmup=5 * 835,
+    )  # fmt: skip
+    modern = printed.replace(
+        steps=None, epochs=90, batch=1024, lr=0.4, nesterov=True, schedule="linear", decay_every=0, factor=0.1,
+        warmup=5, label_smoothing=0.1, precision="bf16", channels_last=True, compile="default",
+    )  # fmt: skip
+    small: dict[str, Any] = {"blocks": 1, "widths": (16, 16, 32, 64), "stem": (5, 2), "strides": (2, 2, 2)}
+    folder = Recipe(
+        dataset="images", classes=10, size=48, network="allconv", options=small, epochs=6, batch=32, lr=0.02,
+        schedule="exponential", factor=0.94, decay_every=2, decay="convolutions", pad=0, check_training=100,
+    )  # fmt: skip
+    return {
+        "imagenet-paper": printed,
+        "imagenet-paper-1536": joined,
+        "imagenet-paper-wide": printed.replace(options={**layout, "widths": WIDE_WIDTHS}),
+        "imagenet-modern": modern,
+        "imagenet-allconv18": modern.replace(options={**layout, "blocks": (2, 2, 2, 2)}),
+        "images-allconv": folder,
+    }
+
+
+RECIPES: dict[str, Recipe] = {**_hardt_ma(), **_zaeemzadeh(), **_li(), **_imagenet()}
 
 
 def _for_claims() -> dict[str, tuple[str, ...]]:
@@ -146,6 +189,11 @@ def _for_claims() -> dict[str, tuple[str, ...]]:
         "figure-1-right", "table-2-cifar100", "table-2-beats-resnet-cifar100", "table-2-beats-all-cnn-cifar100",
     ):  # fmt: skip
         found[f"hardt-ma/{claim}"] = (ma100,)
+    for claim in (
+        "table-2-imagenet", "table-2-beats-all-cnn-imagenet", "section-4.2-top-5", "section-4.2-worse-than-resnet34",
+        "section-4.2-underfits", "section-4.2-beats-alexnet",
+    ):  # fmt: skip
+        found[f"hardt-ma/{claim}"] = ("imagenet-paper",)
     for length in (1, 2, 3, 4):
         found[f"li/figure-9-length-{length}"] = (f"li-figure-9-38-{length}", f"li-figure-9-110-{length}")
 

@@ -58,6 +58,13 @@ class Ranks:
         dist.all_reduce(given, dist.ReduceOp.MAX)
         return bool(given.item())
 
+    def gather(self, found: dict[str, str]) -> dict[str, str]:
+        """The dictionaries of all ranks in one, on every rank."""
+        several = [found] * self.count
+        if self.count > 1:
+            dist.all_gather_object(several, found)
+        return {key: value for each in several for key, value in each.items()}
+
     @contextmanager
     def first_here(self) -> Iterator[None]:
         """The first rank of each machine goes through the context alone, then the others do."""

@@ -21,8 +21,10 @@ from resid.nets.allconv import AllConvResNet
 from resid.nets.preact import PlainNet, PreActResNet, ProcResNet
 from resid.nets.shortcut_depth import ShortcutDepthResNet
 
-__all__ = ["NETWORKS", "Recipe", "RecipeError", "build_network"]
+__all__ = ["NETWORKS", "STREAMED", "Recipe", "RecipeError", "build_network"]
 
+#: Data sets of files that are read as they are needed, with their classes; None where the recipe says how many.
+STREAMED: dict[str, int | None] = {"imagenet": 1000, "images": None}
 NETWORKS: dict[str, type[nn.Module]] = {
     "allconv": AllConvResNet,
     "plain": PlainNet,
@@ -31,7 +33,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "shortcut_depth": ShortcutDepthResNet,
 }
 CHOICES: dict[str, tuple[str, ...]] = {
-    "dataset": tuple(CLASSES),
+    "dataset": (*CLASSES, *STREAMED),
     "network": tuple(NETWORKS),
     "decay": ("all", "convolutions"),
     "schedule": ("constant", "steps", "exponential", "linear"),
@@ -44,8 +46,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 LEAST: dict[str, float] = {
     "epochs": 1, "steps": 1, "batch": 1, "lr": 0, "momentum": 0, "weight_decay": 0, "factor": 0, "decay_every": 0,
     "warmup": 0, "label_smoothing": 0, "pad": 0, "projection_every": 1, "projection_probability": 0, "seed": 0,
+    "classes": 2, "size": 8, "micro_batch": 1, "check_training": 0,
 }  # fmt: skip
 MOST: dict[str, float] = {"momentum": 1, "factor": 1, "label_smoothing": 1, "projection_probability": 1}
+#: Fields that came later: where they have their defaults JSON leaves them out, so that older hashes stay as they were.
+LATER = ("classes", "size", "micro_batch", "check_training")
 
 
 class RecipeError(ResidError):
@@ -60,9 +65,14 @@ class Recipe:
     batch, over all ranks; an epoch is ceil(n / batch) steps.
 
     Args:
-        dataset: see `resid.lab.batches.load_split`. network: "allconv", "plain", "preact", "proc" or "shortcut_depth".
+        dataset: see `resid.lab.batches.load_split`; or "imagenet", or "images", any folder of images by class, both
+            read from files as they are needed (`resid.lab.image_files`). classes: of "images", and only there.
+        size: pixels of the square crops of "imagenet" and "images": a random part of the image in training, the middle
+            of it in tests. network: "allconv", "plain", "preact", "proc" or "shortcut_depth".
         options: of the network's constructor, but for classes and channels, which the data set decides.
-        epochs, steps: the length; exactly one of them. batch: samples a step.
+        epochs, steps: the length; exactly one of them. batch: samples a step, over all ranks.
+        micro_batch: samples that a rank passes through the network at once; of a larger share the gradients are added
+            up. None: the share as it is.
         lr, momentum, nesterov, weight_decay: of SGD. decay: what decays, "all" parameters or "convolutions" alone.
         schedule: of the learning rate: "constant"; "steps", times `factor` at each milestone; "exponential", times
             `factor` every `decay_every`; "linear", to zero at the end. warmup: time of a linear rise from zero.
@@ -74,6 +84,8 @@ class Recipe:
         projection_every, projection_probability: project the linear convolutions of "proc" after every so many steps,
             or after each with this probability; neither: never.
         probe_epochs: epochs at whose first step the gradient ratios of the blocks are measured, 0 the first.
+        check_training: so many training images, evenly spread, on which the final network is tested, too, without
+            augmentation.
         seed: of weights, order, augmentation and projection.
 
     Raises:
@@ -115,6 +127,10 @@ class Recipe:
     projection_probability: float | None = None
     probe_epochs: tuple[int, ...] = ()
     seed: int = 0
+    classes: int | None = None
+    size: int | None = None
+    micro_batch: int | None = None
+    check_training: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", _frozen_options(self.options))
@@ -127,6 +143,18 @@ class Recipe:
     def network_options(self) -> dict[str, Any]:
         """The options as a dictionary."""
         return dict(self.options)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the images are read from files as they are needed."""
+        return self.dataset in STREAMED
+
+    @property
+    def class_count(self) -> int:
+        """Classes of the data set."""
+        known = CLASSES.get(self.dataset) or STREAMED.get(self.dataset) or self.classes
+        assert known is not None  # checked when the recipe was made
+        return known
 
     @property
     def hash(self) -> str:
@@ -164,8 +192,11 @@ class Recipe:
         return self.replace(**changes)
 
     def to_json(self) -> str:
-        """All fields as JSON, in a fixed order."""
-        return json.dumps({**dataclasses.asdict(self), "options": self.network_options}, sort_keys=True)
+        """All fields as JSON, in a fixed order; those that came later only where they are not at their defaults."""
+        fields = {**dataclasses.asdict(self), "options": self.network_options}
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in LATER}
+        kept = {name: value for name, value in fields.items() if defaults.get(name, ...) != value}
+        return json.dumps(kept, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -237,6 +268,19 @@ class Recipe:
                 self.warmup == 0 or self.warmup < (length or 0),
                 f"warmup = {self.warmup}: less than the length is needed",
             ),
+            (
+                (self.classes is not None) == (self.streamed and STREAMED[self.dataset] is None),
+                "classes goes with dataset 'images', and only with it",
+            ),
+            ((self.size is not None) == self.streamed, f"size goes with dataset {' or '.join(map(repr, STREAMED))}"),
+            (
+                not self.streamed or (self.pad == 0 and self.fill == "zeros"),
+                f"dataset = {self.dataset!r}: pad = 0 and fill = 'zeros' are needed, for crops are by size",
+            ),
+            (
+                self.micro_batch is None or not self.probe_epochs,
+                "micro_batch, probe_epochs: gradients are probed where a share passes through the network at once",
+            ),
         ]
         for holds, text in rules:
             if not holds:
@@ -254,7 +298,7 @@ def build_network(recipe: Recipe) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", recipe.seed))
         return NETWORKS[recipe.network](
-            classes=CLASSES[recipe.dataset], channels=CHANNELS[recipe.dataset], **recipe.network_options
+            classes=recipe.class_count, channels=CHANNELS.get(recipe.dataset, 3), **recipe.network_options
         )
 
 

@@ -102,7 +102,7 @@ def shrink_images(
             say: called with the numbers of images done and of all.
 
     Raises:
-        DataFileError: of `open_images`; or a file cannot be written, the disk is full for instance.
+        resid.lab.download.DataFileError: of `open_images`; or a file cannot be written, the disk is full for instance.
         OptionError: `out` holds a copy made with other settings, or an option is of no use.
         resid.lab.checkpoint.BusyError: another process writes there.
         resid.lab.workers.WorkerDiedError: a process was killed.

@@ -27,7 +27,7 @@ from resid.theory._check import as_size
 
 __all__ = ["IGNORED", "IMAGENET_MEAN", "IMAGENET_STD", "StreamBatches", "TooManyBrokenError"]
 
-#: Label of an image that could not be decoded: what cross_entropy ignores unless it is told otherwise
+#: Label of an image that could not be decoded, which cross_entropy ignores unless it is told otherwise
 IGNORED = -100
 #: Of ImageNet's training images in the reference pipelines, per channel, for pixels from 0 to 255
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64) * 255

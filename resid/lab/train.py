@@ -19,19 +19,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resid.errors import ResidError
+from resid.errors import InterruptedRunError, ResidError
 from resid.lab.checkpoint import CheckpointError, RunFolder
 from resid.lab.engine import DivergedError, Engine, Stop, numerics
 from resid.lab.ranks import join_ranks
 from resid.lab.recipes import Recipe
 from resid.lab.trackers import Tracker
 
-__all__ = ["FAILED", "STOPPED", "DivergedError", "Result", "describe", "loop", "train"]
+__all__ = ["FAILED", "INTERRUPTED", "STOPPED", "DivergedError", "Result", "describe", "loop", "train"]
 
 #: Exit status of a process that was told to stop, or whose time was up, and that has saved what it has
 STOPPED = 75
 #: Exit status of a process that another try would not help, after a bad recipe, say, or a loss that is not finite
 FAILED = 65
+#: Exit status of a process that something outside it has stopped, a data worker that was killed, say
+INTERRUPTED = 1
 #: Ranks ask each other every so many steps whether to stop.
 ASK_EVERY = 8
 #: Seconds between checkpoints, at the ends of epochs, unless `save_every` says otherwise.
@@ -65,19 +67,24 @@ def train(
     data_folder: str | Path | None = None,
     tracker: Tracker | None = None,
     say: Callable[[str], None] | None = None,
+    workers: int | None = None,
+    background_saves: bool = False,
 ) -> Result:
     """Train as the recipe says, going on from the last checkpoint in `run_dir` if there is one.
 
     metrics.jsonl gets a line for each epoch: step, loss and error on the augmented training batches as they came, loss
     and error on the test images after the epoch, learning rate, mean norm of the weights, seconds, images a second, and
     where the recipe asks for it the gradient ratios of the blocks at the first step of the epoch, output over input.
-    Errors are fractions. SIGTERM and `max_seconds` save and return a result whose state is "stopped".
+    Errors are fractions, of the files that can be read; where there are more than five classes the test has its top-5
+    error, too. SIGTERM and `max_seconds` save and return a result whose state is "stopped".
 
     Args:
         recipe: what to train. run_dir: folder of this run alone. device: default a GPU if there is one.
         max_seconds: after which to save and stop. save_every: steps between checkpoints; default the first end of an
             epoch after a minute. keep: checkpoints to keep. data_folder: of the official files. tracker: gets every
-            line, too, on rank 0. say: called with a line of text for each epoch, on rank 0.
+            line, too, on rank 0. say: called with a line of text for each epoch, on rank 0. workers: processes that
+            read files for this rank. background_saves: checkpoints inside the run are written while it goes on, see
+            `resid.lab.checkpoint`.
 
     Raises:
         OptionError: the recipe does not suit the device or the number of ranks.
@@ -90,7 +97,13 @@ def train(
     folder = RunFolder(run_dir, recipe, keep)
     with join_ranks(device) as ranks, folder.opened(ranks.first), numerics(recipe, ranks), Stop(max_seconds) as stop:
         try:
-            return loop(Engine(recipe, ranks, folder, data_folder), stop, save_every, tracker, say)
+            engine = Engine(recipe, ranks, folder, data_folder, workers)
+            try:
+                return loop(engine, stop, save_every, tracker, say, background_saves)
+            finally:
+                engine.source.close()
+        except InterruptedRunError:  # another try may well help
+            raise
         except ResidError as error:
             if ranks.first:
                 _report(folder, error)
@@ -103,6 +116,7 @@ def loop(
     save_every: int | None = None,
     tracker: Tracker | None = None,
     say: Callable[[str], None] | None = None,
+    background_saves: bool = False,
 ) -> Result:
     """From the last checkpoint of an engine to the end of its recipe, or until it is time to stop; see `train`."""
     engine.resume()
@@ -118,21 +132,23 @@ def loop(
     while engine.step < last and not reason:
         epoch, first = divmod(engine.step, per_epoch)
         engine.start_clock()
-        for images, labels, size in engine.training.epoch(epoch, first, last - epoch * per_epoch):
+        for batch in engine.training.epoch(epoch, first, last - epoch * per_epoch):
             rate = engine.set_rate()
             probing = engine.step == epoch * per_epoch and epoch in recipe.probe_epochs
-            with engine.probed(probing), engine.eager(probing or size < recipe.batch):
-                with engine.autocast():
-                    logits = engine.parallel(images)
-                smoothing = recipe.label_smoothing
-                loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-                (loss * (ranks.count / size)).backward()  # ranks are averaged, the last batch is divided by its size
+            with engine.probed(probing), engine.eager(probing or batch.size < recipe.batch):
+                for images, labels in engine.parts(batch.images, batch.labels):  # whose gradients add up
+                    with engine.autocast():
+                        logits = engine.parallel(images)
+                    smoothing = recipe.label_smoothing
+                    loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+                    (loss * (ranks.count / batch.size)).backward()  # ranks are averaged, the last batch is smaller
+                    engine.count(loss.detach(), logits.detach(), labels)
             engine.optimizer.step()
             engine.optimizer.zero_grad()
-            engine.count(loss.detach(), logits.detach(), labels)
+            engine.step += 1
             inside = engine.step % per_epoch != 0 and engine.step < last
             if inside and save_every and engine.step % save_every == 0:
-                engine.save()
+                engine.save(background_saves)
             if inside and (ranks.count == 1 or engine.step % ASK_EVERY == 0):
                 reason = stop.agreed(ranks)
             if reason:
@@ -147,7 +163,7 @@ def loop(
                     say(describe(line, -(-last // per_epoch)))
             if engine.step < last:
                 if engine.step % save_every == 0 if save_every else ranks.any(engine.unsaved() > SAVE_SECONDS):
-                    engine.save()
+                    engine.save(background_saves)
                 reason = stop.agreed(ranks)
 
     engine.save()
@@ -161,11 +177,13 @@ def loop(
 
 def describe(line: dict[str, Any], epochs: int) -> str:
     """A line of metrics as text, "epoch 3/164 ..."."""
+    first = ", ".join(line.get("broken_first", []))
+    broken = f", {line['broken']} files cannot be read, see broken.json: {first}" if first else ""
     return (
         f"epoch {line['epoch']}/{epochs}, step {line['step']}: loss {line['loss']:.4f}, "
         f"error {100 * line['train_error']:.2f}% train, {100 * line['test_error']:.2f}% test, "
         f"rate {line['lr']:.3g}, {line['images_per_second']:,.0f} images/s"
-    )
+    ) + broken
 
 
 def _report(folder: RunFolder, error: ResidError) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +54,14 @@ class AllConvResNet(nn.Module):
     """Stem, stages of blocks (`AllConvBlock`), global average, and a random projection to the classes, not trained.
 
     The defaults are the rows of the paper's Table 1: 55 convolutions, 13,538,736 trainable parameters. The first block
-    of every stage but the first halves the image.
+    of every stage but the first halves the image. Of the variant for ImageNet the paper says only that it derives from
+    the 34-layer residual network: `blocks=(3, 4, 6, 3), widths=(64, 64, 128, 256, 512), stem=(7, 2),
+    strides=(2, 2, 2, 2)` is that network's layout, with a first block that halves the image in place of the pooling.
 
     Args:
-        classes: of the output. channels: of the images. blocks: per stage. widths: of the stem and of the stages.
+        classes: of the output. channels: of the images. blocks: per stage, one number for all or one each.
+        widths: of the stem and of the stages. stem: its kernel size, odd, and its stride. strides: of the first block
+            of each stage, default 1 and then 2.
         init: of the residual convolutions, k their kernel size and c their output channels: normal with standard
             deviation 1/(k^2 c) ("paper"), the 1/(k sqrt(c)) that the paper compares with ("standard"), or "zero".
         fixed_head: the last layer is random and not trained, as in the paper. batch_norm: see `AllConvBlock`.
@@ -79,22 +82,32 @@ class AllConvResNet(nn.Module):
         self,
         classes: int = 10,
         channels: int = 3,
-        blocks: int = 9,
+        blocks: int | Sequence[int] = 9,
         widths: Sequence[int] = (16, 64, 128, 256),
+        stem: Sequence[int] = (3, 1),
+        strides: Sequence[int] | None = None,
         init: str = "paper",
         fixed_head: bool = True,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
         check_option("init", init, INITS)
-        blocks = as_depth("blocks", blocks)
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        stages = len(widths) - 1
+        depths = [as_depth("blocks", b) for b in (blocks if isinstance(blocks, Sequence) else [blocks] * stages)]
+        halves = [1] + [2] * (stages - 1) if strides is None else [as_depth("strides", s) for s in strides]
+        kernel, stride = stem if len(stem) == 2 else (0, 0)
+        if kernel < 1 or kernel % 2 == 0 or stride < 1:
+            raise OptionError(f"stem = {tuple(stem)}: an odd kernel size and a stride of at least 1 are needed")
+        for name, given in (("blocks", depths), ("strides", halves)):
+            if len(given) != stages:
+                raise OptionError(f"{name} = {tuple(given)}: widths has {stages} stages, one number for each is needed")
+        self.stem = nn.Conv2d(channels, widths[0], kernel, stride=stride, padding=kernel // 2, bias=False)
         self.stages = nn.ModuleList()
-        for stage, (inputs, outputs) in enumerate(pairwise(widths)):
-            first = AllConvBlock(inputs, outputs, 1 + (stage > 0), batch_norm)
-            rest = (AllConvBlock(outputs, outputs, 1, batch_norm) for _ in range(blocks - 1))
+        for inputs, outputs, depth, halved in zip(widths, widths[1:], depths, halves, strict=False):
+            first = AllConvBlock(inputs, outputs, halved, batch_norm)
+            rest = (AllConvBlock(outputs, outputs, 1, batch_norm) for _ in range(depth - 1))
             self.stages.append(nn.Sequential(first, *rest))
-        nn.init.normal_(self.stem.weight, std=math.sqrt(2 / (9 * widths[0])))
+        nn.init.normal_(self.stem.weight, std=math.sqrt(2 / (kernel**2 * widths[0])))
         for block in self.blocks():
             for convolution in (block.conv1, block.conv2):
                 c = convolution.out_channels

@@ -1,4 +1,4 @@
-"""The experiments of the three papers on CIFAR: what each claim measures.
+"""The experiments of the three papers on CIFAR and ImageNet: what each claim measures.
 
 A measure is a function of the metrics of the claim's recipes (`resid.lab.paper_recipes.FOR_CLAIM`, in that order), all
 with the same seed, to the number that the claim's `test` in claims.yaml describes. Errors are of the last epoch, never
@@ -38,6 +38,16 @@ def error(run: Metrics) -> float:
 def training_error(run: Metrics) -> float:
     """Training error after the last epoch, in percent, on the augmented batches of the epoch as they came."""
     return 100 * float(run[-1]["train_error"])
+
+
+def top5_error(run: Metrics) -> float:
+    """Top-5 test error after the last epoch, in percent."""
+    return 100 * float(run[-1]["test_top5_error"])
+
+
+def plain_training_error(run: Metrics) -> float:
+    """Error after the last epoch on training images without augmentation, in percent."""
+    return 100 * float(run[-1]["plain_train_error"])
 
 
 def errors(run: Metrics) -> np.ndarray:
@@ -221,6 +231,8 @@ def _measures() -> dict[str, Measure]:
         "hardt-ma/section-4.1-initialization-helps": _first_minus_second(error),
         "hardt-ma/section-4.1-fixed-projection": _first_minus_second(error),
         "hardt-ma/section-4.1-batch-norm-overfits": _first_minus_second(last_gap),
+        "hardt-ma/section-4.2-top-5": _of_one(top5_error),
+        "hardt-ma/section-4.2-underfits": _of_one(plain_training_error),
         "li/figure-9-length-1": second_minus_first,
         "li/figure-9-length-2": _first_minus_second(error),
         "li/figure-9-length-3": second_minus_first,
@@ -272,12 +284,16 @@ def _measures() -> dict[str, Measure]:
 
 MEASURES: dict[str, Measure] = _measures()
 
-#: Small networks on digits for the claims about which a run of seconds can say something, in the order of `FOR_CLAIM`.
+#: Small networks, on digits or on generated images, for the claims about which a run of seconds can say something, in
+#: the order of `FOR_CLAIM`.
 DIGITS: dict[str, tuple[str, ...]] = {
     "hardt-ma/section-4.1-initialization-helps": ("digits-allconv-standard", "digits-allconv"),
     "hardt-ma/section-4.1-fixed-projection": ("digits-allconv-trained-head", "digits-allconv"),
     "hardt-ma/section-4.1-no-overfitting": ("digits-allconv",),
     "hardt-ma/section-4.1-batch-norm-overfits": ("digits-allconv-batch-norm", "digits-allconv"),
+    "hardt-ma/table-2-imagenet": ("images-allconv",),
+    "hardt-ma/section-4.2-top-5": ("images-allconv",),
+    "hardt-ma/section-4.2-underfits": ("images-allconv",),
     "li/figure-2": ("digits-shortcut-20-2", "digits-shortcut-38-2", "digits-shortcut-74-2"),
     "zaeemzadeh/section-4-every-two-iterations": ("digits-proc22-every2", "digits-proc22-every1"),
     "zaeemzadeh/figure-3-plain164-unstable": ("digits-plain164",),
@@ -300,7 +316,7 @@ def evidence(claim_id: str, runs: Runs, seeds: Sequence[int], small: bool = Fals
 
     Args:
         claim_id: of `MEASURES`. runs: see `resid.lab.experiment.run_recipes`. seeds: to take.
-        small: of the recipes on digits (`DIGITS`) instead of those on CIFAR.
+        small: of the small recipes (`DIGITS`) instead of those of the papers.
 
     Raises:
         OptionError: no measure, no small recipes, or a run that is not there.

@@ -1,4 +1,4 @@
-"""The parts of the CIFAR chapters: what is trained and recorded together, and what the records say."""
+"""The parts of the chapters on CIFAR and ImageNet: what is trained and recorded together, and what the records say."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from resid.ledger.evidence import Evidence
 from resid.trials.cifar import evidence, recipes_of
 from resid.trials.cifar_counts import counted
 from resid.trials.cifar_overhead import measure_overhead, overheads
+from resid.trials.imagenet import parameter_evidence
 
 __all__ = [
     "COUNTS",
@@ -46,6 +47,13 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "initialization": ("hardt-ma/section-4.1-initialization-helps",),
         "fixed-projection": ("hardt-ma/section-4.1-fixed-projection",),
         "batch-norm": ("hardt-ma/section-4.1-batch-norm-overfits",),
+    },
+    "experiments/allconv_imagenet": {
+        "parameters": ("hardt-ma/section-4.2-parameters",),
+        "table-2": (
+            "hardt-ma/table-2-imagenet", "hardt-ma/section-4.2-top-5", "hardt-ma/section-4.2-worse-than-resnet34",
+            "hardt-ma/section-4.2-underfits", "hardt-ma/section-4.2-beats-alexnet",
+            "hardt-ma/table-2-beats-all-cnn-imagenet"),
     },
     "experiments/shortcut_depth_cifar": {
         "counts": ("li/section-5.3.2-parameters",),
@@ -106,7 +114,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 #: Parts that train nothing: they count, or they measure time.
-COUNTS = ("counts", "overhead")
+COUNTS = ("counts", "parameters", "overhead")
 
 
 def finished_parts(chapter: str, count: int, first: int = 0, folder: str | Path | None = None) -> tuple[str, ...]:
@@ -158,7 +166,7 @@ def start_part(chapter: str, part: str, mode: str, count: int = 0, first: int = 
 
     Everything but the counts is trained or timed in float32, on a GPU where there is one.
     """
-    seeds, counts = part_seeds(chapter, part, count, first), part == "counts"
+    seeds, counts = part_seeds(chapter, part, count, first), part in ("counts", "parameters")
     device = "cuda" if torch.cuda.is_available() and not counts else "cpu"
     start_run(mode, seeds, recipe=part, precision="float64" if counts else "float32", device=device)
     return seeds
@@ -181,6 +189,9 @@ def part_evidence(
     if part == "counts":
         for claim in claims:
             yield from ((claim, found) for found in counted(claim))
+    elif part == "parameters":
+        for claim in claims:
+            yield claim, parameter_evidence(seeds_of(claim, count, first))
     elif part == "overhead":
         if not torch.cuda.is_available():
             raise OptionError("PART = 'overhead': its claims are about the time of a step on a GPU, and there is none")

@@ -12,6 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from resid.ledger import claims, read_records
+from tests.teeth.mutations import MUTATIONS
 from tools.bootstrap import torch_source
 from tools.lint_notebooks import parameter_problems, problems
 from tools.notebooks import code, in_toc, notebooks
@@ -161,6 +162,16 @@ def test_every_claim_of_a_written_chapter_is_tested():
         texts = [code(written[claim.chapter]), *(p.read_text() for p in (ROOT / "resid" / "trials").glob("*.py"))]
         assert any(claim.id in text or f'"{claim.id.partition("/")[2]}"' in text for text in texts), claim.id
         assert claim.smoke is not None, f"{claim.id} has no bar for its smoke run"
+
+
+def test_every_mutation_finds_its_passage():
+    names = [mutation.name for mutation in MUTATIONS]
+    assert len(names) == len(set(names))
+    stale = [m.name for m in MUTATIONS if (ROOT / m.file).read_text("utf-8").count(m.old) != 1 or m.old == m.new]
+    assert stale == []
+    for mutation in MUTATIONS:
+        assert (ROOT / mutation.tests).exists()
+        assert not mutation.chapter or (ROOT / "book" / f"{mutation.chapter}.ipynb").exists()
 
 
 def test_records_come_from_committed_code():

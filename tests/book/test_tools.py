@@ -140,6 +140,7 @@ def test_every_page_is_written_anew_when_a_style_changes(project, monkeypatch):
     (project / "book" / "intro.md").write_text("# Title\n")
     style = project / "book" / "_static" / "resid.css"
     style.parent.mkdir()
+    (project / "scripts").mkdir()
     for content in ("a {}\n", "a {}\n", "b {}\n"):
         style.write_text(content)
         site.build()

@@ -78,9 +78,13 @@ def _main(arguments, environment, fault):
     sys.exit(status)
 
 
-def run(recipe, run_dir, ranks=1, fault=None, struck=0, save_every=2):
-    """Exit status of each rank of one try; rank `struck` suffers the fault. None is left running."""
+def run(recipe, run_dir, ranks=1, fault=None, struck=0, save_every=2, more=()):
+    """Exit status of each rank of one try; rank `struck` suffers the fault; more words for the command line.
+
+    None is left running.
+    """
     arguments = [recipe.to_json(), "--run-dir", str(run_dir), "--save-every", str(save_every), "--device", "cpu"]
+    arguments += more
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

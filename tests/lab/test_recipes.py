@@ -28,12 +28,17 @@ def test_round_trip(name):
 def test_recipes_are_all_different():
     assert len({recipe.hash for recipe in RECIPES.values()}) == len(RECIPES)
     assert BASE.hash == "cb9693f94a0b8623", "a run that was begun before would be refused now: say so in the changelog"
+    assert "size" not in json.loads(BASE.to_json())
+    cut = BASE.replace(micro_batch=8)
+    assert json.loads(cut.to_json())["micro_batch"] == 8
+    assert cut.hash != BASE.hash
+    assert cut.differences(BASE) == ["micro_batch: 8, None"]
 
 
 def test_every_experiment_has_its_recipes():
-    """But for those on ImageNet, and those that only time a few steps."""
+    """But for those that only count, or time a few steps."""
     wanted = {c.id for c in claims() if c.chapter.startswith("experiments/") and c.kind == "experiment"}
-    wanted -= {c.id for c in claims() if c.chapter == "experiments/allconv_imagenet"}
+    wanted -= {"hardt-ma/section-4.2-parameters"}
     wanted -= {f"zaeemzadeh/section-{name}" for name in ("3-overhead", "4-overhead-depth", "4-overhead-svd")}
     assert set(FOR_CLAIM) == wanted
     assert all(recipes_for(claim) for claim in wanted)
@@ -54,6 +59,30 @@ def test_printed_numbers():
     assert (li.nesterov, li.total_steps(391), li.network_options) == (True, 164 * 391, {"depth": 110, "length": 6})
     assert [li.rate(391 * e, 391) for e in (80, 81, 122)] == pytest.approx([0.1, 0.01, 0.001])
     assert RECIPES["zaeemzadeh-constant-plain83"].probe_epochs == tuple(range(100))
+
+
+def test_printed_numbers_of_imagenet():
+    recipe, per_epoch = RECIPES["imagenet-paper"], -(-1_281_167 // 256)
+    assert (recipe.steps, recipe.batch, recipe.momentum, recipe.nesterov) == (700_000, 256, 0.9, False)
+    assert (recipe.dataset, recipe.size, recipe.class_count, recipe.check_training) == ("imagenet", 224, 1000, 50_000)
+    assert [recipe.rate(e * per_epoch, per_epoch) for e in (0, 2, 5, 139)] == pytest.approx(
+        [0.1, 0.1 * 0.94, 0.1 * 0.94**2, 0.1 * 0.94**69]
+    )
+    assert recipe.rate(2 * per_epoch - 1, per_epoch) == 0.1
+    joined = RECIPES["imagenet-paper-1536"]
+    assert joined.steps * joined.batch == pytest.approx(700_000 * 256, rel=1e-5)
+    assert joined.rate(50 * 835, 835) == pytest.approx(6 * recipe.rate(50 * per_epoch, per_epoch))
+    convolutions = {}
+    for name in ("imagenet-paper", "imagenet-paper-wide", "imagenet-allconv18"):
+        with torch.device("meta"):
+            net = build_network(RECIPES[name])
+        convolutions[name] = sum(isinstance(m, torch.nn.Conv2d) for m in net.modules())
+        assert net.head.shape[0] == 1000
+        assert not net.head.requires_grad
+    assert convolutions == {"imagenet-paper": 33, "imagenet-paper-wide": 33, "imagenet-allconv18": 17}
+    modern = RECIPES["imagenet-modern"]
+    assert modern.options == recipe.options
+    assert (modern.epochs, modern.precision, modern.schedule) == (90, "bf16", "linear")
 
 
 def test_schedules():
@@ -97,6 +126,16 @@ def test_schedules():
         ({"options": {"classes": 20}}, r"options \['classes'\]"),
         ({"options": {"blocks": None}}, r"options\['blocks'\] = None"),
         ({"options": 3}, "options = 3: a dictionary"),
+        ({"classes": 3}, "classes goes with dataset 'images', and only with it"),
+        ({"dataset": "images", "size": 32, "pad": 0}, "classes goes with dataset 'images'"),
+        ({"dataset": "imagenet", "size": 32, "pad": 0, "classes": 3}, "classes goes with"),
+        ({"size": 32}, "size goes with dataset 'imagenet' or 'images'"),
+        ({"dataset": "imagenet", "pad": 0}, "size goes with"),
+        ({"dataset": "imagenet", "size": 32}, "dataset = 'imagenet': pad = 0 and fill = 'zeros' are needed"),
+        ({"dataset": "imagenet", "size": 4, "pad": 0}, "size = 4: at least 8"),
+        ({"micro_batch": 0}, "micro_batch = 0: at least 1"),
+        ({"micro_batch": 8, "probe_epochs": (0,)}, "micro_batch, probe_epochs"),
+        ({"check_training": -1}, "check_training = -1"),
         ({"learning_rate": 1.0}, "no field 'learning_rate'"),
         ({"momentun": 1.0}, "is 'momentum' meant"),
     ],

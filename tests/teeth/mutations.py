@@ -43,6 +43,10 @@ IMAGE_FILES = ("tests/lab/test_image_files.py", "")
 DECODE = ("tests/lab/test_decode.py", "")
 STREAM = ("tests/lab/test_stream.py", "")
 SHRINK = ("tests/lab/test_shrink.py", "")
+IMAGENET = ("tests/trials/test_imagenet.py", "experiments/allconv_imagenet")
+TRAIN_IMAGES = ("tests/lab/test_train_images.py", "")
+TRAIN_IMAGES_TOLD = ("tests/lab/test_train_images.py", "experiments/allconv_imagenet")
+COST = ("tests/lab/test_cost.py", "")
 
 MUTATIONS = (
     Mutation(
@@ -513,8 +517,8 @@ MUTATIONS = (
     Mutation(
         "trained without its projection",
         "resid/lab/norm_study.py",
-        "        projection.attach(optimizer)\n    rows: list",
-        "    rows: list",
+        "        projection.attach(optimizer)\n    kept = _rows(",
+        "    kept = _rows(",
         *NORM_DRIFT,
     ),
     Mutation(
@@ -571,15 +575,15 @@ MUTATIONS = (
     Mutation(
         "last batch divided by the size of a full one",
         "resid/lab/train.py",
-        "(ranks.count / size)",
+        "(ranks.count / batch.size)",
         "(ranks.count / recipe.batch)",
         *TRAIN,
     ),
     Mutation(
         "gradients of two ranks averaged twice",
         "resid/lab/train.py",
-        "(loss * (ranks.count / size))",
-        "(loss * (1 / size))",
+        "(loss * (ranks.count / batch.size))",
+        "(loss * (1 / batch.size))",
         *FAULTS,
     ),
     Mutation(
@@ -785,5 +789,111 @@ MUTATIONS = (
         "        seen = set(mine)",
         "tests/nets/test_shapes.py",
         "",
+    ),
+    Mutation(
+        "first convolution of a block forgotten in the count",
+        "resid/trials/imagenet.py",
+        "9 * inputs * outputs + (2 * depth - 1) * 9 * outputs**2",
+        "(2 * depth - 1) * 9 * outputs**2",
+        *IMAGENET,
+    ),
+    Mutation(
+        "rounding of the printed count ten times as wide",
+        "resid/trials/imagenet.py",
+        "PRINTED, ROUNDING = 35.7e6, 0.05e6",
+        "PRINTED, ROUNDING = 35.7e6, 0.5e6",
+        "tests/trials/test_imagenet.py",
+        "",
+    ),
+    Mutation(
+        "only the last part of a batch is trained on",
+        "resid/lab/engine.py",
+        "for part in several[:-1]:",
+        "for part in several[:0]:",
+        *TRAIN_IMAGES_TOLD,
+    ),
+    Mutation(
+        "each part of a batch divided by its own size",
+        "resid/lab/train.py",
+        "(loss * (ranks.count / batch.size)).backward()",
+        "(loss * (ranks.count / len(labels) / ranks.count)).backward()",
+        *TRAIN_IMAGES,
+    ),
+    Mutation(
+        "broken files counted as errors in training",
+        "resid/lab/engine.py",
+        "((logits.argmax(1) != labels) & valid).sum(), valid.sum()",
+        "(logits.argmax(1) != labels).sum(), valid.sum()",
+        *TRAIN_IMAGES,
+    ),
+    Mutation(
+        "broken files counted as errors in tests",
+        "resid/lab/engine.py",
+        "*((w & valid).sum() for w in",
+        "*(w.sum() for w in",
+        *TRAIN_IMAGES,
+    ),
+    Mutation(
+        "each rank reports its own share of the test",
+        "resid/lab/engine.py",
+        "self.ranks.total(sums).tolist()",
+        "sums.tolist()",
+        *TRAIN_IMAGES,
+    ),
+    Mutation(
+        "top-5 error taken over four",
+        "resid/lab/engine.py",
+        "logits.topk(5 if several else 1, dim=1)",
+        "logits.topk(4 if several else 1, dim=1)",
+        *TRAIN_IMAGES,
+    ),
+    Mutation(
+        "state written in the background not copied",
+        "resid/lab/checkpoint.py",
+        "submit(self._save, step, _copied(state))",
+        "submit(self._save, step, state)",
+        *TRAIN_IMAGES,
+    ),
+    Mutation(
+        "error of a background write swallowed",
+        "resid/lab/checkpoint.py",
+        "            under_way.result()",
+        "            under_way.exception()",
+        *TRAIN_IMAGES,
+    ),
+    Mutation(
+        "background writes dropped",
+        "resid/lab/checkpoint.py",
+        "        self._under_way = self._writer.submit(self._save, step, _copied(state))\n",
+        "",
+        *TRAIN_IMAGES,
+    ),
+    Mutation(
+        "a killed worker is a reason to give up",
+        "resid/lab/train.py",
+        "        except InterruptedRunError:  # another try may well help\n            raise\n",
+        "",
+        *TRAIN_IMAGES,
+    ),
+    Mutation(
+        "training images checked from one end",
+        "resid/lab/sources.py",
+        "torch.arange(count) * n // max(1, count)",
+        "torch.arange(count)",
+        *TRAIN_IMAGES,
+    ),
+    Mutation(
+        "fraction of the peak of one card for all",
+        "resid/lab/cost.py",
+        "rate * flops / (best * timing.ranks)",
+        "rate * flops / best",
+        *COST,
+    ),
+    Mutation(
+        "warm-up steps timed as well",
+        "resid/lab/cost.py",
+        "feed.moments[warmup:], feed.moments[warmup + 1 :]",
+        "feed.moments, feed.moments[1:]",
+        *COST,
     ),
 )

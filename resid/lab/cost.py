@@ -1,0 +1,254 @@
+"""What a training run costs: arithmetic from the network, time from measured steps, hours from stated assumptions.
+
+`python -m resid.lab.cost imagenet-modern --batches 64,128,256,512` times training steps on synthetic images, on the GPU
+if there is one, for several batches; with torchrun before it, on all ranks. The loop is that of `resid.lab.train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from resid.errors import OptionError
+from resid.lab.batches import CHANNELS, Batch
+from resid.lab.checkpoint import RunFolder
+from resid.lab.engine import Engine, Stop, numerics
+from resid.lab.paper_recipes import RECIPES
+from resid.lab.ranks import Ranks, join_ranks
+from resid.lab.recipes import Recipe, build_network
+from resid.lab.sources import Source
+from resid.lab.train import loop
+from resid.theory._check import as_whole
+
+__all__ = [
+    "EFFICIENCY",
+    "PEAKS",
+    "Flops",
+    "Hours",
+    "Timing",
+    "count_flops",
+    "hours",
+    "peak",
+    "sweep",
+    "time_steps",
+]
+
+#: Dense peak in TFLOP/s by a part of the device's name and by precision, the first part that fits; NVIDIA, data sheets
+#: and architecture white papers of A100 and H100. The H200 has the processor of the H100 SXM.
+PEAKS: dict[str, dict[str, float]] = {
+    "H100 PCIe": {"bf16": 756.0, "tf32": 378.0, "fp32": 51.2},
+    "H100 80GB HBM3": {"bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
+    "H200": {"bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
+    "A100": {"bf16": 312.0, "tf32": 156.0, "fp32": 19.5},
+}
+#: Assumed, not measured: the share of the speed of so many single cards that they reach together.
+EFFICIENCY: dict[int, float] = {1: 1.0, 8: 0.95, 64: 0.85}
+SIZES = {"digits": 8, "mnist": 28, "cifar10": 32, "cifar100": 32}
+
+
+class Flops(NamedTuple):
+    """Floating-point operations for one image, additions and multiplications of convolutions and products."""
+
+    forward: int
+    training: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measured training steps: median seconds of one of `batch` images over all ranks.
+
+    memory: most bytes that torch had allocated on the GPU of rank 0, None on a CPU.
+    """
+
+    device: str
+    precision: str
+    ranks: int
+    batch: int
+    seconds: float
+    memory: int | None
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all ranks."""
+        return self.batch / self.seconds
+
+
+class Hours(NamedTuple):
+    """Hours of `cards` cards together, each alone, and the assumed efficiency."""
+
+    cards: int
+    wall: float
+    card: float
+    efficiency: float
+
+
+def count_flops(recipe: Recipe) -> Flops:
+    """Operations of forward pass, and of forward and backward pass, counted by torch without computing anything.
+
+    Example:
+        >>> count_flops(RECIPES["hardt-ma-cifar10"]).forward / 1e9 > 3.5
+        True
+    """
+    size = recipe.size or SIZES[recipe.dataset]
+    with torch.device("meta"):
+        model = build_network(recipe)
+        image = torch.empty(1, CHANNELS.get(recipe.dataset, 3), size, size)
+        label = torch.zeros(1, dtype=torch.long)
+    counts = []
+    for backward in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            loss = F.cross_entropy(model(image), label)
+            if backward:
+                loss.backward()
+        counts.append(counter.get_total_flops())
+    return Flops(*counts)
+
+
+def peak(device: str, precision: str) -> float | None:
+    """Dense peak of a device by its name, in FLOP/s, or None where it is not known; see `PEAKS`.
+
+    Example:
+        >>> peak("NVIDIA H200", "bf16"), peak("CPU (x86_64, 2 cores)", "fp32")
+        (989400000000000.0, None)
+    """
+    for name, of in PEAKS.items():
+        if name in device:
+            return of[precision] * 1e12
+    return None
+
+
+class _Synthetic:
+    """One batch of random images, over and over; the moment before each step is kept, when the device is done."""
+
+    def __init__(self, recipe: Recipe, ranks: Ranks, steps: int) -> None:
+        self.steps, self._ranks = steps, ranks
+        self.moments: list[float] = []
+        share = len(range(ranks.rank, recipe.batch, ranks.count))
+        size = recipe.size or SIZES[recipe.dataset]
+        generator = torch.Generator().manual_seed(ranks.rank)
+        images = torch.randn(share, CHANNELS.get(recipe.dataset, 3), size, size, generator=generator)
+        labels = torch.randint(recipe.class_count, (share,), generator=generator)
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        moved = images.to(ranks.device).contiguous(memory_format=layout)
+        self.image = images[:1]
+        self._batch = Batch(moved, labels.to(ranks.device), recipe.batch)
+
+    def epoch(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        for _ in range(self.steps):
+            self._note()
+            yield self._batch
+        self._note()
+
+    def plain(self) -> Iterator[Batch]:
+        return iter(())
+
+    def _note(self) -> None:
+        if self._ranks.device.type == "cuda":
+            torch.cuda.synchronize(self._ranks.device)
+        self.moments.append(time.perf_counter())
+
+
+def time_steps(
+    recipe: Recipe, batch: int, device: str | torch.device | None = None, steps: int = 20, warmup: int = 5
+) -> Timing:
+    """Time training steps of a recipe on synthetic images that are on the device already; the rate is zero.
+
+    Args:
+        batch: over all ranks. device: default a GPU if there is one. steps: that count. warmup: before them, at least
+            one, in which kernels are chosen and compiled.
+
+    Raises:
+        OptionError: numbers of no use. torch.OutOfMemoryError: the batch is too large.
+    """
+    for name, value in (("batch", batch), ("steps", steps), ("warmup", warmup)):
+        if (whole := as_whole(value)) is None or whole < 1:
+            raise OptionError(f"{name} = {value!r}: an integer of at least 1 is needed")
+    timed = recipe.replace(
+        batch=batch, epochs=1, steps=None, lr=0.0, schedule="constant", milestones=(), decay_every=0, warmup=0,
+        check_training=0, probe_epochs=(),
+    )  # fmt: skip
+    torch.compiler.reset()  # what was compiled for another batch is not to decide about this one
+    with tempfile.TemporaryDirectory() as place, join_ranks(device) as ranks, numerics(timed, ranks), Stop() as stop:
+        folder = RunFolder(place, timed)
+        if ranks.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(ranks.device)
+        feed = _Synthetic(timed, ranks, warmup + steps)
+        with folder.opened(ranks.first):
+            loop(Engine(timed, ranks, folder, source=Source(feed, feed, None, feed.image)), stop)
+        taken = [b - a for a, b in zip(feed.moments[warmup:], feed.moments[warmup + 1 :], strict=False)]
+        cuda = ranks.device.type == "cuda"
+        name = torch.cuda.get_device_name(ranks.device) if cuda else "CPU"
+        memory = torch.cuda.max_memory_allocated(ranks.device) if cuda else None
+        return Timing(name, recipe.precision, ranks.count, batch, statistics.median(taken), memory)
+
+
+def sweep(
+    recipe: Recipe, batches: Sequence[int], device: str | torch.device | None = None, **options: int
+) -> list[Timing]:
+    """`time_steps` for several batches, the smallest first, until one does not fit into memory.
+
+    Args:
+        options: of `time_steps`.
+    """
+    found: list[Timing] = []
+    for batch in sorted(batches):
+        try:
+            found.append(time_steps(recipe, batch, device, **options))
+        except torch.OutOfMemoryError:
+            break
+    return found
+
+
+def hours(images: float, images_per_second: float, efficiency: Mapping[int, float] = EFFICIENCY) -> tuple[Hours, ...]:
+    """Hours to train on so many images, from the speed of one card.
+
+    Args:
+        efficiency: cards -> share of the speed of so many single cards, an assumption.
+
+    Example:
+        >>> hours(3.6e6, 1000, {1: 1.0, 8: 0.5})
+        (Hours(cards=1, wall=1.0, card=1.0, efficiency=1.0), Hours(cards=8, wall=0.25, card=2.0, efficiency=0.5))
+    """
+    alone = images / images_per_second / 3600
+    return tuple(Hours(cards, alone / (cards * share), alone / share, share) for cards, share in efficiency.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m resid.lab.cost", description="Time training steps of a recipe.")
+    parser.add_argument("recipe", choices=sorted(RECIPES), metavar="recipe", help="its name; resid-train --list")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the recipe")
+    parser.add_argument("--batches", default="32", help="images a step over all ranks, separated by commas")
+    parser.add_argument("--device", help="cpu or cuda; default a GPU if there is one")
+    parser.add_argument("--steps", type=int, default=20, help="steps that count")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before them")
+    given = parser.parse_args(arguments)
+    recipe = RECIPES[given.recipe].with_settings(given.set)
+    flops = count_flops(recipe).training
+    batches = [int(part) for part in given.batches.split(",")]
+    for timing in sweep(recipe, batches, given.device, steps=given.steps, warmup=given.warmup):
+        rate = timing.images_per_second
+        best = peak(timing.device, timing.precision)
+        line = {**dataclasses.asdict(timing), "images_per_second": rate, "flops_per_image": flops}
+        if best is not None:
+            line["fraction_of_peak"] = rate * flops / (best * timing.ranks)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(line), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
