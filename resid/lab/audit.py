@@ -41,7 +41,12 @@ _NORMALISING = (
 @dataclass(frozen=True)
 class LayerAudit:
     """One convolution or linear layer. sigma_max, sigma_min: largest and smallest singular value, of min(inputs,
-    outputs); for convolutions with circular padding at the size `n` of the input it met."""
+    outputs); for convolutions those of the circular map at size `n`.
+
+    With circular padding n is the size of the input it met, and the values are exact. With zero padding n is larger by
+    dilation (kernel - 1), so that nothing wraps, and sigma_max is an upper bound: see
+    `resid.theory.conv_spectrum.zero_padding_bound`. The stride may make it a little larger.
+    """
 
     name: str
     n: tuple[int, ...]
@@ -56,8 +61,8 @@ class BlockAudit:
     name: of the module; from the second call on with "#2" and so on. in_norm, out_norm: gradient norms at its input
     (through the block) and output, of the whole batch. stream: norm of the input. branch: norm of output minus input,
     NaN where the shapes differ. layers: its convolutions (`Conv2d`) and linear layers. normalised: whether it holds a
-    normalisation, others: whether it holds weights outside of `layers`; either way the product of its layers' norms
-    bounds nothing.
+    normalisation, others: whether it holds weights outside of `layers`, or a convolution whose padding repeats pixels;
+    either way the product of its layers' norms bounds nothing.
     """
 
     name: str
@@ -201,6 +206,7 @@ def audit(
         parts = list(call.module.modules())
         normalised = any(isinstance(m, _NORMALISING) for m in parts)
         others = any(_owns_weights(m) for m in parts if not isinstance(m, (nn.Conv2d, nn.Linear)))
+        others |= any(_repeats_pixels(m, sizes[m]) for m in parts if isinstance(m, nn.Conv2d) and m in sizes)
         into, out = (_norm(g) for g in gradients[2 * i : 2 * i + 2])
         name = call.name if call.count == 1 else f"{call.name}#{call.count}"
         measured.append(BlockAudit(name, into, out, _norm(x), branch, layers[call.name], normalised, others))
@@ -339,11 +345,9 @@ def _layers(name: str, block: nn.Module, sizes: dict[nn.Module, tuple[int, ...]]
         full = f"{name}.{inner}" if inner else name
         if isinstance(module, nn.Conv2d) and module in sizes:
             size = tuple(
-                # room for the kernel, and a multiple of the stride: else the dense matrix would be needed
-                -(-max(n, (k - 1) * dilation + 1) // s) * s
-                for n, k, dilation, s in zip(
-                    sizes[module], module.kernel_size, module.dilation, module.stride, strict=True
-                )
+                # with zeros around it room so that nothing wraps; and a multiple of the stride, as the spectrum needs
+                -(-(n + margin if module.padding_mode == "zeros" else max(n, margin + 1)) // s) * s
+                for n, margin, s in zip(sizes[module], _margins(module), module.stride, strict=True)
             )
             values = conv_singular_values(
                 module.weight.detach().double(), size, module.stride, groups=module.groups, dilation=module.dilation
@@ -383,6 +387,20 @@ def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     if all(gradient is None for gradient in found):
         raise OptionError("the loss does not depend on any block: all gradients are missing")
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]
+
+
+def _margins(conv: nn.Conv2d) -> list[int]:
+    """Height and width of the kernel, less one, with its dilation."""
+    return [(k - 1) * dilation for k, dilation in zip(conv.kernel_size, conv.dilation, strict=True)]
+
+
+def _repeats_pixels(conv: nn.Conv2d, size: tuple[int, ...]) -> bool:
+    """Whether the padding repeats pixels, other than as a circular map does, so that the spectrum bounds nothing."""
+    if conv.padding_mode == "zeros" or max(_margins(conv)) == 0:
+        return False
+    whole = all(n % s == 0 for n, s in zip(size, conv.stride, strict=True))
+    same = isinstance(conv.padding, str) or all(2 * p <= m for p, m in zip(conv.padding, _margins(conv), strict=True))
+    return conv.padding_mode != "circular" or not (whole and same)
 
 
 def _owns_weights(module: nn.Module) -> bool:

@@ -146,6 +146,61 @@ def test_spectrum_of_a_convolution_is_that_of_its_matrix():
     assert odd.layers[0].n == (6, 6)
 
 
+class Padded(nn.Module):
+    """x + C x, or C x alone."""
+
+    def __init__(self, residual=True, channels=1, **kwargs):
+        super().__init__()
+        self.residual, self.conv = residual, nn.Conv2d(channels, channels, 3, bias=False, **kwargs)
+
+    def forward(self, x):
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+def test_with_zeros_around_an_image_the_bound_is_one():
+    """Differences of neighbors, five of them: the circular map of five has a smaller norm than the one with zeros."""
+    model = nn.Sequential(Padded(padding=1)).double()
+    with torch.no_grad():
+        model[0].conv.weight.zero_()[0, 0, 1, :2] = torch.tensor([-1.0, 1.0])
+    dense = model[0].conv(torch.eye(25, dtype=torch.float64).view(25, 1, 5, 5)).detach().flatten(1)
+    exact = float(torch.linalg.svdvals(dense)[0])
+    assert exact == pytest.approx(2 * math.cos(math.pi / 11))
+    assert exact > 2 * math.sin(2 * math.pi / 5) + 0.01  # the norm of the circular map
+    block = audit(model, torch.randn(1, 1, 5, 5, dtype=torch.float64), squares, Padded).blocks[0]
+    assert block.layers[0].n == (7, 7)
+    assert exact <= block.bound <= 2
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_the_bound_holds_for_zeros_of_any_width(padding, stride, dilation):
+    torch.manual_seed(padding + 3 * stride + 9 * dilation)
+    options = {"padding": padding, "stride": stride, "dilation": dilation, "channels": 2}
+    model = nn.Sequential(Padded(residual=False, **options)).double()
+    basis = torch.eye(98, dtype=torch.float64).view(98, 2, 7, 7)
+    exact = float(torch.linalg.svdvals(model(basis).detach().flatten(1))[0])
+    block = audit(model, basis[:3], squares, Padded).blocks[0]
+    assert 0.3 * block.bound <= exact <= block.bound * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mode", "stride", "padding", "bounded"),
+    [
+        ("reflect", 1, 1, False),
+        ("replicate", 1, 1, False),
+        ("circular", 1, 1, True),
+        ("circular", 1, "same", True),
+        ("circular", 4, 1, False),  # six pixels in steps of four
+        ("circular", 1, 2, False),  # two rows come twice
+    ],
+)
+def test_padding_that_repeats_pixels_leaves_no_bound(mode, stride, padding, bounded):
+    model = nn.Sequential(Padded(residual=False, padding=padding, stride=stride, padding_mode=mode))
+    found = audit(model, torch.randn(2, 1, 6, 6), squares, Padded).blocks[0]
+    assert math.isnan(found.bound) is not bounded
+
+
 def test_finding_blocks():
     model = ProcResNet(22, width=2, channels=1)
     names = [name for name, _ in find_blocks(model)]

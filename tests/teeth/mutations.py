@@ -896,4 +896,12 @@ MUTATIONS = (
         "feed.moments, feed.moments[1:]",
         *COST,
     ),
+    Mutation(
+        "zeros around an image taken for a circle",
+        "resid/lab/audit.py",
+        'module.padding_mode == "zeros" else',
+        'module.padding_mode == "none" else',
+        "tests/lab/test_audit.py",
+        "",
+    ),
 )
