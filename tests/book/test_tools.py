@@ -8,6 +8,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from resid.lab import norm_study
+from tests.teeth import __main__ as teeth
+from tests.teeth.mutations import MUTATIONS
 from tools import links, lint_notebooks, notebooks, site
 from tools.paths import ROOT
 from tools.repository import colab_link, set_address, setup_cell
@@ -239,6 +241,21 @@ def test_setting_the_address_changes_one_line(tmp_path, monkeypatch):
     assert "github/somebody/a-book/blob/v" in colab_link(tmp_path / "book" / "x.ipynb")
     with pytest.raises(SystemExit, match="is not an address"):
         set_address("http://example.org")
+
+
+def test_mutations_take_turns_and_have_controls():
+    assert sorted(m.name for m in teeth.in_turn(MUTATIONS, 10**6 + 7)) == sorted(m.name for m in MUTATIONS)
+    first = {teeth.in_turn(MUTATIONS, start)[0].name for start in range(len(MUTATIONS))}
+    assert len(first) == len(MUTATIONS)
+    controlled = set()
+    for job in teeth.with_controls(MUTATIONS):
+        if job.func is teeth.unbroken:
+            assert job.keywords["what"] not in controlled
+            controlled.add(job.keywords["what"])
+        else:
+            mutation = job.keywords["mutation"]
+            assert {mutation.tests, mutation.chapter} - {""} <= controlled
+    assert teeth.perform(teeth.with_controls(MUTATIONS), 0) == (0, 0)
 
 
 def test_every_step_of_the_check_can_be_named():

@@ -1,26 +1,29 @@
-"""`python -m tests.teeth [name ...]`: apply each mutation to a copy of the project; tests and chapter must go red.
+"""Apply each mutation to a copy of the project; its tests and its chapter must go red.
 
-Red means that a test fails or a chapter stops at one of its checks; code that does not even import proves nothing and
-counts as a failure of the tooth. An unbroken copy must be green first.
+`python -m tests.teeth [--minutes M] [name ...]`. Red means that a test fails or a chapter stops at one of its checks;
+code that does not even import proves nothing and counts as a failure of the tooth. An unbroken copy must be green.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 
+from resid.ledger.run import git_commit
 from tests.teeth.mutations import MUTATIONS, Mutation
 from tools.notebooks import TIMEOUT, code
 from tools.paths import ROOT
@@ -28,6 +31,7 @@ from tools.paths import ROOT
 COPIED = ("resid", "tests", "book", "results", "pyproject.toml")
 #: What a chapter may stop with: its own checks, and errors that its trials raise about numbers.
 STOPS = ("CheckFailed", "ClaimFailed", "ArithmeticError", "AssertionError", "DeterminantError", "ConvergenceError")
+Job = partial[tuple[str, bool]]
 
 
 @contextmanager
@@ -136,36 +140,72 @@ def unbroken(runner: Runner, what: str) -> tuple[str, bool]:
     return f"{'RED  ' if said else 'green'}  unbroken: {what} {said} ({time.perf_counter() - started:.0f} s)", not said
 
 
+def in_turn(mutations: Sequence[Mutation], start: int) -> tuple[Mutation, ...]:
+    """The mutations from one of them on, and the first ones after the last."""
+    start %= len(mutations)
+    return (*mutations[start:], *mutations[:start])
+
+
+def with_controls(mutations: Iterable[Mutation]) -> Iterator[Job]:
+    """What is to be done for some mutations, each control once, before the first that needs it."""
+    seen: set[str] = set()
+    for mutation in mutations:
+        for what in (mutation.tests, mutation.chapter):
+            if what and what not in seen:
+                seen.add(what)
+                yield partial(unbroken, what=what)
+        yield partial(bite, mutation=mutation)
+
+
+def perform(jobs: Iterable[Job], seconds: float) -> tuple[int, int]:
+    """Do the jobs, two at a time, none begun after so many seconds; returns how many mutations were tried, and how many
+    jobs failed."""
+    ends, lock = time.perf_counter() + seconds, threading.Lock()
+    left, tried, failures = iter(jobs), 0, 0
+
+    def work() -> None:
+        nonlocal tried, failures
+        runner = Runner()
+        while True:
+            with lock:
+                job = next(left, None) if time.perf_counter() < ends else None
+            if job is None:
+                runner.close()
+                return
+            line, good = job(runner)
+            with lock:
+                print(line, flush=True)
+                tried += job.func is bite
+                failures += not good
+
+    with ThreadPoolExecutor() as pool:
+        workers = [pool.submit(work) for _ in range(min(2, os.cpu_count() or 1))]
+    for worker in workers:
+        worker.result()
+    return tried, failures
+
+
 def main() -> None:
-    """Run the control, then every mutation or those whose name contains an argument."""
-    wanted = [m for m in MUTATIONS if not sys.argv[1:] or any(word in m.name for word in sys.argv[1:])]
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.teeth", description=__doc__)
+    parser.add_argument("names", nargs="*", help="parts of the names of mutations; default all")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin none after so long, and begin where the commit says"
+    )
+    given = parser.parse_args()
+    wanted = [m for m in MUTATIONS if not given.names or any(word in m.name for word in given.names)]
     if not wanted:
         sys.exit("no mutation has such a name")
-    started = time.perf_counter()
-    controls = dict.fromkeys(what for m in wanted for what in (m.tests, m.chapter) if what)
-    jobs = [*(partial(unbroken, what=what) for what in controls), *(partial(bite, mutation=m) for m in wanted)]
-    runners = [Runner() for _ in range(min(2, os.cpu_count() or 1))]
-    idle: SimpleQueue[Runner] = SimpleQueue()
-    for runner in runners:
-        idle.put(runner)
-
-    def work(job: Callable[[Runner], tuple[str, bool]]) -> tuple[str, bool]:
-        runner = idle.get()
-        try:
-            return job(runner)
-        finally:
-            idle.put(runner)
-
-    failures = 0
-    with ThreadPoolExecutor(len(runners)) as pool:
-        for line, good in pool.map(work, jobs):
-            print(line, flush=True)
-            failures += not good
-    for runner in runners:
-        runner.close()
+    started, first = time.perf_counter(), wanted[0].name
+    if math.isfinite(given.minutes):
+        wanted = list(in_turn(wanted, int((git_commit()[0] or "0")[:8], 16)))
+        first = wanted[0].name
+    tried, failures = perform(with_controls(wanted), 60 * given.minutes)
     took = time.perf_counter() - started
-    print(f"{len(wanted)} mutations, {failures} went unnoticed or could not be tried, in {took:.0f} s")
-    sys.exit(bool(failures))
+    print(f"{tried} of {len(wanted)} mutations tried in {took:.0f} s, {failures} went unnoticed or could not be tried")
+    if tried < len(wanted):
+        print(f"this commit began at {first!r}; the others are the turn of other commits, and of `make teeth`")
+    sys.exit(bool(failures) or not tried)
 
 
 if __name__ == "__main__":
