@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from resid.lab import engine
+from resid.lab import sources
 from resid.lab.batches import load_split
 from resid.lab.data import Dataset
 from resid.lab.recipes import Recipe
@@ -34,7 +34,7 @@ def few(name, split="train", folder=None):
     ids=["preact", "allconv"],
 )
 def test_the_loss_falls_and_test_images_are_recognised(recipe, loss, error, monkeypatch, tmp_path):
-    monkeypatch.setattr(engine, "load_split", few)
+    monkeypatch.setattr(sources, "load_split", few)
     metrics = train(recipe, tmp_path, device="cpu").metrics
     losses = [line["loss"] for line in metrics]
     assert losses == sorted(losses, reverse=True), losses
