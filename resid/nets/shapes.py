@@ -68,7 +68,7 @@ class ShapeTable:
 
 
 def shape_table(
-    model: nn.Module, image: tuple[int, ...] = (3, 32, 32), blocks: tuple[type[nn.Module], ...] = BLOCKS
+    model: nn.Module, image: tuple[int, ...] = (3, 32, 32), blocks: tuple[type[nn.Module], ...] | None = None
 ) -> ShapeTable:
     """What a network is made of, from one forward pass on an image of zeros.
 
@@ -99,7 +99,7 @@ def shape_table(
     sizes = tuple(as_whole(n) or 0 for n in image)
     if not sizes or min(sizes) < 1:
         raise OptionError(f"image = {image!r}: positive integers, (channels, height, width), are needed")
-    outputs, last = _shapes(model, dict(_parts(model, blocks)), sizes)
+    outputs, last = _shapes(model, dict(_parts(model, BLOCKS if blocks is None else blocks)), sizes)
     seen: set[int] = set()
     found = []
     for name, (part, shape) in outputs.items():
