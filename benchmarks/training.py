@@ -98,7 +98,7 @@ def _engine(recipe: Recipe) -> Engine:
     """Ready to train, with one step done outside the clock: torch loads parts of itself late."""
     one = Engine(recipe.replace(epochs=None, steps=1, probe_epochs=()), *_place(recipe))
     loop(one, Stop())
-    engine = Engine(recipe, *_place(recipe))
+    engine = Engine(recipe, *_place(recipe), source=one.source)
     if recipe.dataset != "digits":
         assert isinstance(engine.testing, Batches)
         engine.testing = _few(engine.testing)

@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "cifar100": 100}
-CHANNELS = {"digits": 1, "mnist": 1, "cifar10": 3, "cifar100": 3}
+#: (channels, height, width)
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 NORMALIZE = ("dataset", "image")
 FILL = ("zeros", "reflect")
 

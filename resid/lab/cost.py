@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from resid.errors import OptionError
-from resid.lab.batches import CHANNELS, Batch
+from resid.lab.batches import Batch
 from resid.lab.checkpoint import RunFolder
 from resid.lab.engine import Engine, Stop, numerics
 from resid.lab.paper_recipes import RECIPES
@@ -56,7 +56,6 @@ PEAKS: dict[str, dict[str, float]] = {
 }
 #: Assumed, not measured: the share of the speed of so many single cards that they reach together.
 EFFICIENCY: dict[int, float] = {1: 1.0, 8: 0.95, 64: 0.85}
-SIZES = {"digits": 8, "mnist": 28, "cifar10": 32, "cifar100": 32}
 
 
 class Flops(NamedTuple):
@@ -102,10 +101,9 @@ def count_flops(recipe: Recipe) -> Flops:
         >>> count_flops(RECIPES["hardt-ma-cifar10"]).forward / 1e9 > 3.5
         True
     """
-    size = recipe.size or SIZES[recipe.dataset]
     with torch.device("meta"):
         model = build_network(recipe)
-        image = torch.empty(1, CHANNELS.get(recipe.dataset, 3), size, size)
+        image = torch.empty(1, *recipe.image_shape)
         label = torch.zeros(1, dtype=torch.long)
     counts = []
     for backward in (False, True):
@@ -137,13 +135,10 @@ class _Synthetic:
         self.steps, self._ranks = steps, ranks
         self.moments: list[float] = []
         share = len(range(ranks.rank, recipe.batch, ranks.count))
-        size = recipe.size or SIZES[recipe.dataset]
         generator = torch.Generator().manual_seed(ranks.rank)
-        images = torch.randn(share, CHANNELS.get(recipe.dataset, 3), size, size, generator=generator)
+        images = torch.randn(share, *recipe.image_shape, generator=generator)
         labels = torch.randint(recipe.class_count, (share,), generator=generator)
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        moved = images.to(ranks.device).contiguous(memory_format=layout)
-        self.image = images[:1]
+        moved = images.to(ranks.device).contiguous(memory_format=recipe.layout)
         self._batch = Batch(moved, labels.to(ranks.device), recipe.batch)
 
     def epoch(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator[Batch]:
@@ -187,7 +182,7 @@ def time_steps(
             torch.cuda.reset_peak_memory_stats(ranks.device)
         feed = _Synthetic(timed, ranks, warmup + steps)
         with folder.opened(ranks.first):
-            loop(Engine(timed, ranks, folder, source=Source(feed, feed, None, feed.image)), stop)
+            loop(Engine(timed, ranks, folder, source=Source(feed, feed)), stop)
         taken = [b - a for a, b in zip(feed.moments[warmup:], feed.moments[warmup + 1 :], strict=False)]
         cuda = ranks.device.type == "cuda"
         name = torch.cuda.get_device_name(ranks.device) if cuda else "CPU"

@@ -61,10 +61,9 @@ class Engine:
         self.source = source = source or open_source(recipe, ranks, data, workers)
         self.training, self.testing = source.training, source.testing
 
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         model = build_network(recipe)
-        projection = _projection(recipe, model, source.image)
-        self.model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        projection = _projection(recipe, model)
+        self.model = model.to(device, memory_format=recipe.layout)  # type: ignore[call-overload]
         self.blocks = blocks_of(self.model)
         self.optimizer = _optimizer(recipe, self.model, device)
         self.projection = projection
@@ -302,13 +301,13 @@ def _optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.
     )
 
 
-def _projection(recipe: Recipe, model: nn.Module, image: Tensor) -> ProcrustesProjection | None:
+def _projection(recipe: Recipe, model: nn.Module) -> ProcrustesProjection | None:
     """The projection of the recipe, or None; the network is on the CPU still."""
     if recipe.projection_every is None and recipe.projection_probability is None:
         return None
     if not isinstance(model, ProcResNet):
         raise OptionError(f"network = {recipe.network!r} has no layers to project")
-    sizes = input_sizes(model, image)
+    sizes = input_sizes(model, torch.zeros(1, *recipe.image_shape))
     linear = model.linear_convolutions()
     layers = [(module, sizes[name]) for name, module in model.named_modules() if any(module is c for c in linear)]
     every, probability = recipe.projection_every or 1, recipe.projection_probability

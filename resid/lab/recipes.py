@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from resid.errors import ResidError
-from resid.lab.batches import CHANNELS, CLASSES, FILL, NORMALIZE, seed_of
+from resid.lab.batches import CLASSES, FILL, NORMALIZE, SHAPES, seed_of
 from resid.nets.allconv import AllConvResNet
 from resid.nets.preact import PlainNet, PreActResNet, ProcResNet
 from resid.nets.shortcut_depth import ShortcutDepthResNet
@@ -155,6 +155,16 @@ class Recipe:
         known = CLASSES.get(self.dataset) or STREAMED.get(self.dataset) or self.classes
         assert known is not None  # checked when the recipe was made
         return known
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images as the network gets them."""
+        return SHAPES[self.dataset] if self.size is None else (3, self.size, self.size)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of images and weights in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def hash(self) -> str:
@@ -298,7 +308,7 @@ def build_network(recipe: Recipe) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", recipe.seed))
         return NETWORKS[recipe.network](
-            classes=recipe.class_count, channels=CHANNELS.get(recipe.dataset, 3), **recipe.network_options
+            classes=recipe.class_count, channels=recipe.image_shape[0], **recipe.network_options
         )
 
 

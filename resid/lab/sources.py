@@ -37,12 +37,11 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Batches to train on, to test on, and training images to test on, if any; an image like theirs, with its batch."""
+    """Batches to train on, to test on, and of training images to test on, if any."""
 
     training: Feed
     testing: Feed
-    checking: Feed | None
-    image: Tensor
+    checking: Feed | None = None
 
     def broken(self) -> dict[str, str]:
         """Files that this rank could not decode so far, each with the reason."""
@@ -85,7 +84,6 @@ def _from_memory(recipe: Recipe, ranks: Ranks, data: str | Path | None, workers:
         Batches(train, recipe.batch, recipe.seed, *look, recipe.pad, recipe.fill, recipe.flip, **share),
         Batches(test, TEST_BATCH, recipe.seed, *look, **share),
         checking,
-        train.images[:1].float().cpu(),
     )
 
 
@@ -116,7 +114,6 @@ def _from_files(recipe: Recipe, ranks: Ranks, data: str | Path | None, workers: 
         StreamBatches(train, recipe.batch, recipe.seed, **common),
         StreamBatches(test, _at_once(len(test), TEST_FILES, ranks), recipe.seed, **common),
         checking,
-        torch.zeros(1, 3, recipe.size, recipe.size),
     )
 
 

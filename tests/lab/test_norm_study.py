@@ -35,14 +35,6 @@ needs_files = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pixels(count=60, channels=3, size=8, seed=0):
     """Random images whose class shows in their brightness."""
     draw = torch.Generator().manual_seed(seed)

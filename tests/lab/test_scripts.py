@@ -112,10 +112,7 @@ def execute(script, words, tmp_path, tree, more):
 
 @pytest.fixture(scope="module")
 def whole(tree, tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield train(LONG, tmp_path_factory.mktemp("whole"), data_folder=tree, workers=0).weights()
-    torch.set_num_threads(threads)
+    return train(LONG, tmp_path_factory.mktemp("whole"), data_folder=tree, workers=0).weights()
 
 
 def assert_as_whole(folder, whole):

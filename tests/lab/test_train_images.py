@@ -42,14 +42,6 @@ DIGITS = Recipe(
 TIMES = {"seconds", "images_per_second"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     return write_sample_tree(tmp_path_factory.mktemp("images"), classes=7, per_class=9, val=3, seed=1)
