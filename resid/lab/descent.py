@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,9 +25,11 @@ INITS = ("xavier", "orthogonal")
 
 #: A run whose loss exceeds its first by this factor, or is not finite, has diverged: it is taken out of the batch.
 _DIVERGED = 1e6
-#: Numbers per chunk of samples in the stored activations: on a CPU they should stay in a core's cache, on a GPU a
-#: chunk should be large enough to hide the time of starting kernels.
-_CHUNK, _CHUNK_GPU = 1 << 20, 1 << 29
+#: On a CPU, runs in a group times width, and numbers behind one matrix for a group and a chunk of samples: enough that
+#: a call takes little beside its product, few enough for the cache.
+_ROWS, _VALUES = 80, 38_400
+#: On a GPU, numbers in all stored values of a chunk: enough to hide the time of starting kernels.
+_STORED_GPU = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -158,35 +161,59 @@ def _evaluator(network: ShortcutNetwork, X: Any, Y: Any, like: Tensor) -> Callab
 
 
 def _loss_and_gradient(network: ShortcutNetwork, W: Tensor, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss (runs,) and gradient by hand, samples in columns: X, Y (d, m). In chunks that stay in the cache."""
-    runs, d, m = len(W), network.width, X.shape[1]
-    where = places(network.length, network.activation, network.position)
-    step = max(64, (_CHUNK if W.device.type == "cpu" else _CHUNK_GPU) // (runs * d * network.depth))
-    loss, gradient = W.new_zeros(runs), torch.zeros_like(W)
+    """Loss (runs,) and gradient by hand, samples in columns: X, Y (d, m). In groups of runs and chunks of samples."""
+    runs, width = len(W), network.width
+    if W.device.type == "cpu":
+        group = max(1, min(runs, _ROWS // width))
+        step = max(1, _VALUES // (group * width))
+    else:
+        group, step = runs, max(1, _STORED_GPU // (runs * width * network.depth))
+    with torch.inference_mode():
+        found = [_in_chunks(network, part, X, Y, min(step, X.shape[1])) for part in W.split(group)]
+    return torch.cat([loss for loss, _ in found]), torch.cat([gradient for _, gradient in found])
+
+
+def _in_chunks(network: ShortcutNetwork, W: Tensor, X: Tensor, Y: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """One group of runs. Every chunk is computed in the memory of the one before."""
+    (runs, units, length, d, _), m = W.shape, X.shape[1]
+    where = places(length, network.activation, network.position)
+    weights = W.permute(1, 2, 0, 3, 4).contiguous()  # (units, length, runs, d, d): a batch of products lies together
+    loss, gradient = W.new_zeros(runs), torch.zeros_like(weights)
+    size = 0
     for start in range(0, m, step):
-        chunk = slice(start, start + step)
-        inputs, slopes = [], {}
-        h = X[:, chunk].expand(runs, d, -1)
-        for r in range(network.units):
+        chunk = slice(start, min(start + step, m))
+        if chunk.stop - start != size:
+            size = chunk.stop - start
+            memory = cache(lambda *_, size=size: W.new_empty(runs, d, size))
+        inputs, pulls = [], {}
+        h = memory("h", 0).copy_(X[:, chunk].expand(runs, d, size))
+        for r in range(units):
             v = h
-            for place in range(network.length + 1):
+            for place in range(length + 1):
                 if place in where:
-                    slopes[r, place] = derivatives(network.activation, v)[0]
-                    v = activate(network.activation, v)
-                if place < network.length:
+                    v, pulls[r, place] = _activate(network.activation, v, v if place else memory("v", r, -1))
+                if place < length:
                     inputs.append(v)
-                    v = torch.bmm(W[:, r, place], v)
-            h = h + v if network.shortcut else v
-        back = h - Y[:, chunk]
+                    v = torch.bmm(weights[r, place], v, out=memory("v", r, place))
+            h = torch.add(h, v, out=memory("h", r + 1)) if network.shortcut else v
+        back = torch.sub(h, Y[:, chunk], out=memory("back"))
         loss += back.square().sum((1, 2))
-        for r in reversed(range(network.units)):
-            g = back
-            for place in reversed(range(network.length + 1)):
+        for r in reversed(range(units)):
+            g = memory("g", length % 2).copy_(back)
+            for place in reversed(range(length + 1)):
                 if place in where:
-                    g = g * slopes[r, place]
+                    pulls[r, place](g)
                 if place:
-                    u = inputs.pop()
-                    gradient[:, r, place - 1] += torch.bmm(g, u.mT)
-                    g = torch.bmm(W[:, r, place - 1].mT, g)
-            back = back + g if network.shortcut else g
-    return loss / (2 * m), gradient / m
+                    gradient[r, place - 1].baddbmm_(g, inputs.pop().mT)
+                    g = torch.bmm(weights[r, place - 1].mT, g, out=memory("g", (place - 1) % 2))
+            back = back.add_(g) if network.shortcut else back.copy_(g)
+    return loss / (2 * m), gradient.permute(2, 0, 1, 3, 4) / m
+
+
+def _activate(activation: str, v: Tensor, out: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """sigma(v), in `out`, and what turns the gradient by it into that by v, in place."""
+    if activation == "relu":  # its slope shows in its value: nothing more is kept
+        value = torch.clamp_min(v, 0, out=out)
+        return value, lambda g: torch.ops.aten.threshold_backward.grad_input(g, value, 0, grad_input=g)
+    slope = derivatives(activation, v)[0]
+    return out.copy_(activate(activation, v)), lambda g: g.mul_(slope)

@@ -124,19 +124,25 @@ class Study:
 
     def sweep(self, kind: str, depth: int, activation: str = "linear") -> np.ndarray:
         """Final losses (seeds, rates), for linear networks above the least; infinite where a run diverged."""
+        if activation != "linear" and self.device == "cpu":  # minutes to compute: each seed is kept by itself
+            return np.concatenate([self._sweep(kind, depth, activation, [seed]) for seed in self.seeds])
+        return self._sweep(kind, depth, activation, self.seeds)
 
+    def _sweep(self, kind: str, depth: int, activation: str, seeds: Sequence[int]) -> np.ndarray:
         def compute() -> dict[str, np.ndarray]:
             network = make_network(kind, depth, activation=activation)
-            start = make_weights(kind, network, self.seeds)
+            start = make_weights(kind, network, seeds)
             runs = start.repeat_interleave(len(self.rates), 0)
-            rates = torch.tensor(list(self.rates), dtype=torch.float64).repeat(len(self.seeds))
+            rates = torch.tensor(list(self.rates), dtype=torch.float64).repeat(len(seeds))
             if activation != "linear":
                 runs = runs.to(self.device, self.dtype)
             done = descend(network, runs, rates, *self.problem, self.epochs)
-            return {"loss": done.loss[-1].double().cpu().view(len(self.seeds), -1).numpy()}
+            return {"loss": done.loss[-1].double().cpu().view(len(seeds), -1).numpy()}
 
-        extra = {} if activation == "linear" else {"activation": activation, "device": self.device}
-        return self.journal(self.key("sweep", kind=kind, depth=depth, rates=list(self.rates), **extra), compute)["loss"]
+        extra = {"rates": list(self.rates), "seeds": list(seeds)}
+        if activation != "linear":
+            extra |= {"activation": activation, "device": self.device}
+        return self.journal(self.key("sweep", kind=kind, depth=depth, **extra), compute)["loss"]
 
     def best(self, kind: str, depth: int, activation: str = "linear") -> tuple[np.ndarray, np.ndarray]:
         """Per seed the least final loss over the rates, and the rate that reached it: (seeds,), (seeds,)."""

@@ -49,7 +49,8 @@ def descent_twin(network, W, rate, X, Y, epochs):
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: f"{n.length}-{n.activation}-{n.position}-{n.shortcut}")
 def test_a_batch_does_what_each_network_does_alone(network, monkeypatch):
-    monkeypatch.setattr("resid.lab.descent._CHUNK", 500)  # several chunks of samples
+    monkeypatch.setattr("resid.lab.descent._ROWS", 6)  # groups of two runs and one
+    monkeypatch.setattr("resid.lab.descent._VALUES", 500)  # several chunks of samples, the last a shorter one
     X, Y = data(200)
     W = torch.stack([initial_weights(network, "xavier", generator(i), 0.8) for i in range(3)])
     rates = torch.tensor([0.05, 0.1, 0.2], dtype=F64)
@@ -210,6 +211,20 @@ def test_sweep_is_the_training_of_each_seed_at_each_rate():
     loss, rate = study().best("2-shortcut", 4)
     np.testing.assert_allclose(loss, found.min(1))
     assert rate.tolist() == [0.1, 0.1]
+
+
+def test_a_sweep_with_relu_is_kept_seed_by_seed():
+    s = study(epochs=2, dtype=F64)
+    found = s.sweep("orthogonal", 4, "relu")
+    assert s.journal.computed == 2  # an interruption costs one seed at most
+    X, Y = load_whitened("digits")
+    network = make_network("orthogonal", 4, activation="relu")
+    for i, seed in enumerate((0, 1)):
+        W = make_weights("orthogonal", network, [seed])[0]
+        for j, rate in enumerate((0.01, 0.1)):
+            losses, _ = descent_twin(network, W, rate, X.to(F64), Y.to(F64), 2)
+            assert found[i, j] == pytest.approx(losses[2], rel=1e-9)
+    np.testing.assert_array_equal(study(epochs=2, dtype=F64, seeds=[1]).sweep("orthogonal", 4, "relu"), found[1:])
 
 
 def test_levels_are_crossed_where_they_say():

@@ -183,6 +183,13 @@ MUTATIONS = (
         *DYNAMICS,
     ),
     Mutation(
+        "slope of the activation left out",
+        "resid/lab/descent.py",
+        "                    pulls[r, place](g)\n",
+        "                    pass\n",
+        *DYNAMICS,
+    ),
+    Mutation(
         "biases of the blocks dropped",
         "resid/theory/_memorize.py",
         "    U[:n], s[:n], move[:n] = z, bias, targets - z",
