@@ -177,8 +177,10 @@ def _in_chunks(network: ShortcutNetwork, W: Tensor, X: Tensor, Y: Tensor, step: 
     """One group of runs. Every chunk is computed in the memory of the one before."""
     (runs, units, length, d, _), m = W.shape, X.shape[1]
     where = places(length, network.activation, network.position)
-    weights = W.permute(1, 2, 0, 3, 4).contiguous()  # (units, length, runs, d, d): a batch of products lies together
-    loss, gradient = W.new_zeros(runs), torch.zeros_like(weights)
+    moved = W.permute(1, 2, 0, 3, 4).contiguous()  # (units, length, runs, d, d): a batch of products lies together
+    gradient = torch.zeros_like(moved)
+    weights, turned, gradients = ([list(unit) for unit in t] for t in (moved, moved.mT, gradient))
+    loss = W.new_zeros(runs)
     size = 0
     for start in range(0, m, step):
         chunk = slice(start, min(start + step, m))
@@ -194,18 +196,19 @@ def _in_chunks(network: ShortcutNetwork, W: Tensor, X: Tensor, Y: Tensor, step: 
                     v, pulls[r, place] = _activate(network.activation, v, v if place else memory("v", r, -1))
                 if place < length:
                     inputs.append(v)
-                    v = torch.bmm(weights[r, place], v, out=memory("v", r, place))
+                    passing = network.shortcut and place == length - 1 and length not in where  # only added on
+                    v = torch.bmm(weights[r][place], v, out=memory("v", "passing" if passing else r, place))
             h = torch.add(h, v, out=memory("h", r + 1)) if network.shortcut else v
         back = torch.sub(h, Y[:, chunk], out=memory("back"))
-        loss += back.square().sum((1, 2))
+        loss += torch.mul(back, back, out=memory("g", 0)).sum((1, 2))
         for r in reversed(range(units)):
             g = memory("g", length % 2).copy_(back)
             for place in reversed(range(length + 1)):
                 if place in where:
                     pulls[r, place](g)
                 if place:
-                    gradient[r, place - 1].baddbmm_(g, inputs.pop().mT)
-                    g = torch.bmm(weights[r, place - 1].mT, g, out=memory("g", (place - 1) % 2))
+                    gradients[r][place - 1].baddbmm_(g, inputs.pop().mT)
+                    g = torch.bmm(turned[r][place - 1], g, out=memory("g", (place - 1) % 2))
             back = back.add_(g) if network.shortcut else back.copy_(g)
     return loss / (2 * m), gradient.permute(2, 0, 1, 3, 4) / m
 
