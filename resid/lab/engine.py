@@ -70,6 +70,7 @@ class Engine:
         if projection is not None:
             projection.attach(self.optimizer)
         if recipe.compile != "no":
+            torch.compiler.reset()  # torch keeps a few versions of a block; those of another network would use them up
             for block in self.blocks.values():
                 block.compile(mode=recipe.compile)
         self.parallel: nn.Module = self.model
@@ -133,7 +134,9 @@ class Engine:
         return time.monotonic() - self._begun if self.step % self.training.steps else 0.0
 
     def set_rate(self) -> float:
-        """Set the learning rate of this step, and return it."""
+        """Set the learning rate of this step, and return it; what compiled blocks gave in the last may go."""
+        if self.recipe.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         rate = self.recipe.rate(self.step, self.training.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -9,6 +9,7 @@ import signal
 import psutil
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from resid.errors import OptionError
@@ -279,6 +280,20 @@ def test_precision_is_as_asked_and_put_back(tmp_path):
     assert 0 < difference < 0.02
     last = train(ALLCONV.replace(channels_last=True), tmp_path / "c")
     torch.testing.assert_close(last.weights(), plain.weights(), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch asks for it, and hides the warning
+def test_compiled_blocks_stay_compiled_from_run_to_run(tmp_path, monkeypatch):
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, mode: compile_(block, backend="eager"))
+    for i, erase in enumerate((False, True, False)):  # six versions of a block each, and torch keeps eight
+        options = {"depth": 20, "width": 1, "erase_relu": erase}
+        recipe = PROC.replace(network="preact", options=options, steps=2, epochs=None, projection_probability=None)
+        counters.clear()
+        done = train(recipe.replace(compile="default"), tmp_path / f"compiled-{i}")
+        assert counters["stats"]["unique_graphs"] > 0
+        assert not counters["unimplemented"]  # where torch says that it has given up
+        assert equal(done.weights(), train(recipe, tmp_path / f"plain-{i}").weights())
 
 
 def test_cuda_graphs_need_cuda(tmp_path):
