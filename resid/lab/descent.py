@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from resid.errors import OptionError, ShapeError
+from resid.lab import _native
 from resid.theory._activation import activate, derivatives
 from resid.theory._check import as_real, as_samples, as_whole, check_option
 from resid.theory._shortcut_hessian import places
@@ -19,9 +20,10 @@ from resid.theory._shortcut_linear import excess_and_gradient
 from resid.theory.shortcut import ShortcutNetwork, best_map, second_moments
 from resid.theory.targets import random_rotation
 
-__all__ = ["INITS", "Descent", "descend", "initial_weights"]
+__all__ = ["INITS", "KERNELS", "Descent", "choose_kernel", "descend", "initial_weights"]
 
 INITS = ("xavier", "orthogonal")
+KERNELS = ("auto", "native", "torch")
 
 #: A run whose loss exceeds its first by this factor, or is not finite, has diverged: it is taken out of the batch.
 _DIVERGED = 1e6
@@ -74,6 +76,23 @@ def initial_weights(network: ShortcutNetwork, init: str, generator: Generator, s
     return scale * found.view(shape)
 
 
+def choose_kernel(network: ShortcutNetwork, weights: Tensor, kernel: str = "auto") -> str:
+    """What `descend` computes with: "moments", "native" or "torch".
+
+    Raises:
+        OptionError: unknown kernel, or one that cannot serve here.
+    """
+    check_option("kernel", kernel, KERNELS)
+    if network.activation == "linear":
+        return "moments"
+    if kernel == "torch":
+        return "torch"
+    reason = _native.unsuited(network, weights)
+    if reason and kernel == "native":
+        raise OptionError(f"kernel = 'native': {reason}")
+    return "torch" if reason else "native"
+
+
 def descend(
     network: ShortcutNetwork,
     weights: Any,
@@ -83,6 +102,7 @@ def descend(
     epochs: int,
     keep: Iterable[int] = (),
     progress: Callable[[int], None] | None = None,
+    kernel: str = "auto",
 ) -> Descent:
     """Gradient descent on the loss over all samples, for many networks of one shape at once.
 
@@ -93,9 +113,11 @@ def descend(
     Args:
         weights: (runs, units, length, d, d). learning_rates: (runs,) or a number. X, Y: (m, d).
         epochs: number of steps. keep: epochs whose weights are kept. progress: called with each epoch, from 0.
+        kernel: "native" is C++, compiled at the first call, for ReLU between the matrices on a CPU, and several times
+            as fast as "torch"; "auto" takes it where it can. They differ by rounding.
 
     Returns:
-        `Descent`; deterministic for a given machine and number of threads.
+        `Descent`; deterministic for a given machine, kernel and number of threads.
 
     Raises:
         ShapeError, NotFiniteError, OptionError: bad input.
@@ -118,7 +140,7 @@ def descend(
     wanted = {count, *keep}
     if not all(as_whole(e) is not None and 0 <= e <= count for e in wanted):
         raise OptionError(f"keep = {sorted(wanted)}: epochs from 0 to {count} are needed")
-    evaluate = _evaluator(network, X, Y, W)
+    evaluate = _evaluator(network, X, Y, W, choose_kernel(network, W, kernel))
     runs = len(W)
     rates = rates.expand(runs)
     loss, norm = W.new_full((count + 1, runs), math.inf), W.new_full((count + 1, runs), math.nan)
@@ -146,17 +168,21 @@ def descend(
     return Descent(loss, norm, kept)
 
 
-def _evaluator(network: ShortcutNetwork, X: Any, Y: Any, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _evaluator(
+    network: ShortcutNetwork, X: Any, Y: Any, like: Tensor, kernel: str
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """weights -> (loss, gradient) for a batch of networks."""
     X, Y = as_samples(X, Y, f"(m, {network.width})")
     if X.shape[1] != network.width:
         raise ShapeError(f"X has shape {tuple(X.shape)}, Y {tuple(Y.shape)}: both must be (m, {network.width})")
-    if network.activation == "linear":
+    if kernel == "moments":
         xx, yx = second_moments(X.double(), Y.double())
         best = best_map(xx, yx).to(like)
         xx = xx.to(like)
         return lambda W: excess_and_gradient(W, xx, best, network.shortcut)
     columns, targets = X.mT.contiguous().to(like), Y.mT.contiguous().to(like)
+    if kernel == "native":
+        return _native.evaluator(network, columns, targets, like)
     return lambda W: _loss_and_gradient(network, W, columns, targets)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from resid.lab.data import load_whitened
-from resid.lab.descent import Descent, descend, initial_weights
+from resid.lab.descent import Descent, choose_kernel, descend, initial_weights
 from resid.lab.journal import Journal
 from resid.theory.shortcut import (
     ShortcutNetwork,
@@ -35,6 +35,8 @@ SOURCES = tuple(
     for name in (
         "lab/shortcut_study.py",
         "lab/descent.py",
+        "lab/_native.py",
+        "lab/_relu_descent.cpp",
         "lab/data.py",
         "lab/embedded/mnist_whitened.npz",
         "theory/shortcut.py",
@@ -120,6 +122,17 @@ class Study:
         """Key of a piece in the journal."""
         return {"what": what, "data": self.data, "seeds": list(self.seeds), "epochs": self.epochs} | more
 
+    def kernel(self, activation: str) -> str:
+        """What `descend` computes with here."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return choose_kernel(make_network("2-shortcut", 2, activation=activation), like)
+
+    def _how(self, activation: str) -> dict[str, str]:
+        """What a piece about networks with an activation depends on besides."""
+        if activation == "linear":
+            return {}
+        return {"activation": activation, "device": self.device, "kernel": self.kernel(activation)}
+
     # ---------------------------------------------------------------------------------------------- Figures 3, 7 and 8
 
     def sweep(self, kind: str, depth: int, activation: str = "linear") -> np.ndarray:
@@ -139,9 +152,7 @@ class Study:
             done = descend(network, runs, rates, *self.problem, self.epochs)
             return {"loss": done.loss[-1].double().cpu().view(len(seeds), -1).numpy()}
 
-        extra = {"rates": list(self.rates), "seeds": list(seeds)}
-        if activation != "linear":
-            extra |= {"activation": activation, "device": self.device}
+        extra = {"rates": list(self.rates), "seeds": list(seeds)} | self._how(activation)
         return self.journal(self.key("sweep", kind=kind, depth=depth, **extra), compute)["loss"]
 
     def best(self, kind: str, depth: int, activation: str = "linear") -> tuple[np.ndarray, np.ndarray]:
@@ -162,8 +173,8 @@ class Study:
             mean = [done.weights[e].flatten(-2).norm(dim=-1).mean((1, 2)) for e in marks]
             return {"norms": torch.stack(mean, 1).double().cpu().numpy()}
 
-        extra = {} if activation == "linear" else {"activation": activation, "device": self.device}
-        return self.journal(self.key("norms", kind=kind, depth=depth, rate=rate, **extra), compute)["norms"]
+        key = self.key("norms", kind=kind, depth=depth, rate=rate, **self._how(activation))
+        return self.journal(key, compute)["norms"]
 
     def norm_slopes(self, depths: Sequence[int], rate: float, activation: str = "linear") -> np.ndarray:
         """Slope of log mean norm against log depth (seeds, 4), after each quarter of the epochs."""

@@ -8,7 +8,7 @@ import torch
 
 from resid.errors import NotFiniteError, OptionError, ShapeError
 from resid.lab.data import load_whitened
-from resid.lab.descent import descend, initial_weights
+from resid.lab.descent import choose_kernel, descend, initial_weights
 from resid.lab.journal import Journal, cache_folder
 from resid.lab.shortcut_study import SOURCES, Study, make_network, make_weights
 from resid.theory.shortcut import ShortcutNetwork, least_linear_loss
@@ -23,6 +23,7 @@ NETWORKS = [
     ShortcutNetwork(2, 2, 3, "tanh", "pre"),
     ShortcutNetwork(2, 2, 3, "relu", "post"),
     ShortcutNetwork(2, 2, 3, "relu", "mid", shortcut=False),
+    ShortcutNetwork(3, 2, 3, "relu", "mid"),
 ]
 
 
@@ -48,13 +49,14 @@ def descent_twin(network, W, rate, X, Y, epochs):
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: f"{n.length}-{n.activation}-{n.position}-{n.shortcut}")
-def test_a_batch_does_what_each_network_does_alone(network, monkeypatch):
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_a_batch_does_what_each_network_does_alone(network, kernel, monkeypatch):
     monkeypatch.setattr("resid.lab.descent._ROWS", 6)  # groups of two runs and one
     monkeypatch.setattr("resid.lab.descent._VALUES", 500)  # several chunks of samples, the last a shorter one
     X, Y = data(200)
     W = torch.stack([initial_weights(network, "xavier", generator(i), 0.8) for i in range(3)])
     rates = torch.tensor([0.05, 0.1, 0.2], dtype=F64)
-    done = descend(network, W, rates, X, Y, epochs=6, keep=[0, 3])
+    done = descend(network, W, rates, X, Y, epochs=6, keep=[0, 3], kernel=kernel)
     floor = least_linear_loss(X, Y) if network.activation == "linear" else 0.0
     torch.testing.assert_close(done.weights[0], W)
     for i in range(3):
@@ -67,17 +69,53 @@ def test_a_batch_does_what_each_network_does_alone(network, monkeypatch):
     assert sorted(done.weights) == [0, 3, 6]
 
 
-def test_a_diverged_run_harms_no_other():
-    network, (X, Y) = ShortcutNetwork(2, 3, 3), data()
+def test_compiled_code_is_there_and_of_either_precision():
+    network, (X, Y) = ShortcutNetwork(2, 3, 3, "relu"), data(1000)
+    W = torch.stack([initial_weights(network, "xavier", generator(i)) for i in range(3)])
+    for dtype, rtol in ((torch.float32, 1e-5), (F64, 1e-13)):
+        assert choose_kernel(network, W.to(dtype)) == "native"  # where the tests run there is a compiler
+        ours, plain = (descend(network, W.to(dtype), 0.1, X, Y, 20, kernel=k) for k in ("native", "torch"))
+        assert ours.loss.dtype == ours.weights[20].dtype == dtype
+        torch.testing.assert_close(ours.loss, plain.loss, rtol=rtol, atol=0)
+        torch.testing.assert_close(ours.weights[20], plain.weights[20], rtol=rtol, atol=rtol)
+
+
+def test_without_a_compiler_torch_steps_in(monkeypatch, tmp_path):
+    network, (X, Y) = ShortcutNetwork(2, 2, 2, "relu"), data(20, 2)
+    W = torch.zeros(1, 2, 2, 2, 2)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert choose_kernel(network, W) == "torch"
+    assert descend(network, W, 0.1, X, Y, 1).loss.shape == (2, 1)
+    with pytest.raises(OptionError, match=r"kernel = 'native': there is no C\+\+ compiler"):
+        descend(network, W, 0.1, X, Y, 1, kernel="native")
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho sorry >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert choose_kernel(network, W) == "torch"
+    with pytest.raises(OptionError, match=r"broken cannot compile _relu_descent\.cpp: sorry"):
+        choose_kernel(network, W, "native")
+    with pytest.raises(OptionError, match="knows ReLU at 'mid' only, not 'tanh' at 'mid'"):
+        choose_kernel(ShortcutNetwork(2, 2, 2, "tanh"), W, "native")
+    with pytest.raises(OptionError, match=r"not torch\.float16 on"):
+        choose_kernel(network, W.half(), "native")
+    with pytest.raises(OptionError, match="kernel = 'fast'"):
+        choose_kernel(network, W, "fast")
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_a_diverged_run_harms_no_other(activation, kernel):
+    network, (X, Y) = ShortcutNetwork(2, 3, 3, activation), data()
     W = torch.stack([initial_weights(network, "xavier", generator(i), 0.3) for i in range(3)])
-    alone = descend(network, W[::2], 0.05, X, Y, 40)
-    mixed = descend(network, W, [0.05, 50.0, 0.05], X, Y, 40, keep=[5])
+    alone = descend(network, W[::2], 0.05, X, Y, 40, kernel=kernel)
+    mixed = descend(network, W, [0.05, 50.0, 0.05], X, Y, 40, keep=[5], kernel=kernel)
     assert mixed.diverged.tolist() == [False, True, False]
     torch.testing.assert_close(mixed.loss[:, ::2], alone.loss)
     assert bool(mixed.loss[-1, 1].isinf())
     assert bool(mixed.weights[40][1].isnan().all())
     assert bool(mixed.gradient_norm[-1, 1].isnan())
-    every = descend(network, W, 50.0, X, Y, 40, keep=[40])
+    every = descend(network, W, 50.0, X, Y, 40, keep=[40], kernel=kernel)
     assert bool(every.diverged.all())
     assert bool(every.weights[40].isnan().all())
 
