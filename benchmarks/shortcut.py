@@ -10,11 +10,12 @@ from torch import Tensor
 
 from benchmarks.harness import Row, Side
 from resid.lab.data import load_whitened
-from resid.lab.descent import descend, initial_weights
+from resid.lab.descent import choose_kernel, descend, initial_weights
 from resid.theory.shortcut import ShortcutNetwork, second_moments
 
 CHUNK = 100
 RUNS, EPOCHS, ALONE = 39, 30, 4
+RELU_RUNS, RELU_EPOCHS = 8, 2
 
 
 def _network(depth: int, activation: str = "linear") -> tuple[ShortcutNetwork, Tensor]:
@@ -94,6 +95,32 @@ def _autograd_alone(given: Any) -> None:
             W = (W - rate * gradient).detach()
 
 
+def _relu_starts() -> Any:
+    network, _ = _network(16, "relu")
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.stack([initial_weights(network, "xavier", generator, 0.01) for _ in range(RELU_RUNS)])
+    choose_kernel(network, starts.float(), "native")  # compiles it outside the clock
+    return network, starts.float(), *(t.float() for t in load_whitened("mnist"))
+
+
+def _relu_descend(given: Any, kernel: str) -> None:
+    network, starts, X, Y = given
+    descend(network, starts, 0.1, X, Y, RELU_EPOCHS - 1, kernel=kernel)
+
+
+def _relu_autograd(given: Any) -> None:
+    """All networks at once as batched products, their gradient by autograd."""
+    _, W, X, Y = given
+    for _ in range(RELU_EPOCHS):
+        W = W.detach().requires_grad_()
+        h = X.mT.expand(len(W), -1, -1)
+        for unit in W.unbind(1):
+            h = h + torch.bmm(unit[:, 1], torch.bmm(unit[:, 0], h).relu())
+        loss = (h - Y.mT).square().sum() / (2 * len(X))
+        (gradient,) = torch.autograd.grad(loss, W)
+        W = W - 0.1 * gradient
+
+
 _AUTOGRAD = "torch.func.hessian of the loss on the moments"
 _PRODUCTS = f"vmapped Hessian-vector products on the data, {CHUNK} at a time"
 
@@ -158,5 +185,21 @@ ROWS = (
         threads=1,
         least_ratio=7,
         unit="network and epoch",
+    ),
+    *(
+        Row(
+            name=name,
+            what=f"{RELU_EPOCHS} epochs of {RELU_RUNS} networks of depth 16 with ReLU on 60,000 samples, float32",
+            ours=Side("descend, compiled", _relu_starts, partial(_relu_descend, kernel="native"), units),
+            peer=Side(label, _relu_starts, run, units),
+            threads=1,
+            least_ratio=least,
+            unit="network and epoch",
+        )
+        for units in (RELU_RUNS * RELU_EPOCHS,)
+        for name, label, run, least in (
+            ("descent-relu", "batched products and autograd", _relu_autograd, 8),
+            ("descent-relu-torch", "descend, kernel = 'torch'", partial(_relu_descend, kernel="torch"), 3),
+        )
     ),
 )

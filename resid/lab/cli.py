@@ -96,7 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     given = parser.parse_args(arguments)
     if given.list:
-        print("\n".join(RECIPES))
+        try:
+            print("\n".join(RECIPES), flush=True)
+        except BrokenPipeError:  # whoever reads has seen enough; nothing is to be written at the end either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if given.recipe is None:
         parser.error("a recipe is needed; --list shows the names")

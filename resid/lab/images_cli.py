@@ -7,7 +7,6 @@ wrong usage; 75 a process was killed. A `shrink` that was interrupted goes on wi
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from resid.errors import InterruptedRunError, ResidError
 from resid.lab.image_check import check_images
+from resid.lab.ranks import usable_cpus
 from resid.lab.shrink import shrink_images
 
 __all__ = ["main"]
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shrink.add_argument("--side", type=int, default=400, help="shorter side, 400 by default; 0: every file as it is")
     shrink.add_argument("--quality", type=int, default=90, help="of the JPEG files, 1 to 95; default 90")
     for command in (check, shrink):
-        command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default all cores")
+        command.add_argument("--workers", type=int, default=usable_cpus(), help="processes; default all cores")
     given = parser.parse_args(arguments)
     progress = _Progress()
     try:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from resid.errors import OptionError, ResidError
 from resid.lab.checkpoint import RunFolder, read_status
+from resid.lab.ranks import usable_cpus
 from resid.lab.recipes import Recipe
 from resid.lab.train import Result
 from resid.theory._check import as_whole
@@ -137,7 +138,7 @@ def launch(
 def _run(command: list[str], log: Path, nproc: int, say: Callable[[str], None]) -> tuple[int, str]:
     """Exit status and last lines of a try; lines about epochs are passed on as they come."""
     environment = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // nproc)),
+        "OMP_NUM_THREADS": str(max(1, usable_cpus() // nproc)),
         **os.environ,
         "PYTHONUNBUFFERED": "1",
     }

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["Ranks", "join_ranks", "under_torchrun"]
+__all__ = ["Ranks", "join_ranks", "under_torchrun", "usable_cpus"]
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use, which under Slurm or in a container can be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def under_torchrun() -> bool:

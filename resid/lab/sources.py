@@ -14,7 +14,7 @@ from torch import Tensor
 from resid.lab.batches import Batch, Batches, load_split, pixel_statistics
 from resid.lab.data import Dataset
 from resid.lab.download import DataFileError
-from resid.lab.ranks import Ranks
+from resid.lab.ranks import Ranks, usable_cpus
 from resid.lab.recipes import Recipe
 
 __all__ = ["Feed", "Source", "default_workers", "images_folder", "open_source", "spread"]
@@ -155,12 +155,7 @@ def _at_once(n: int, wanted: int, ranks: Ranks) -> int:
 def default_workers(ranks: Ranks) -> int:
     """Processes that read files for a rank: the CPUs of this machine, shared by its ranks, less one for the rank."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks.count > 1 else 1
-    return min(MOST_WORKERS, max(1, _cpus() // here - 1))
-
-
-def _cpus() -> int:
-    """Those that this process may use, which under Slurm or in a container can be fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, usable_cpus() // here - 1))
 
 
 def spread(n: int, count: int) -> Tensor:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -97,6 +99,15 @@ def test_bad_arguments_are_named(tmp_path):
         launch(ALLCONV, tmp_path, nproc=0)
     with pytest.raises(OptionError, match="retries = -1"):
         launch(ALLCONV, tmp_path, retries=-1)
+
+
+def test_the_list_may_be_read_in_part():
+    pipe, write = os.pipe()
+    os.close(pipe)  # nobody reads any more
+    with os.fdopen(write, "w") as closed:
+        command = [sys.executable, "-m", "resid.lab.cli", "--list"]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):

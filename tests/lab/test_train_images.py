@@ -328,11 +328,11 @@ def test_a_folder_that_is_not_there_is_named(tree, tmp_path, monkeypatch):
 
 
 def test_workers_share_the_cpus_of_a_machine(monkeypatch):
-    monkeypatch.setattr(sources, "_cpus", lambda: 16)
+    monkeypatch.setattr(sources, "usable_cpus", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert default_workers(Ranks(0, 4, torch.device("cpu"))) == 3
     assert default_workers(LONE) == 8
-    monkeypatch.setattr(sources, "_cpus", lambda: 2)
+    monkeypatch.setattr(sources, "usable_cpus", lambda: 2)
     assert default_workers(Ranks(0, 4, torch.device("cpu"))) == 1
 
 

@@ -190,6 +190,13 @@ MUTATIONS = (
         *DYNAMICS,
     ),
     Mutation(
+        "slope of the activation left out of the compiled code",
+        "resid/lab/_relu_descent.cpp",
+        "inputs[at].of[i][k] > zero ? out.of[i][k] : zero",
+        "out.of[i][k]",
+        *DYNAMICS,
+    ),
+    Mutation(
         "biases of the blocks dropped",
         "resid/theory/_memorize.py",
         "    U[:n], s[:n], move[:n] = z, bias, targets - z",
