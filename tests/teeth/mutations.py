@@ -187,7 +187,8 @@ MUTATIONS = (
         "resid/lab/descent.py",
         "                    pulls[r, place](g)\n",
         "                    pass\n",
-        *DYNAMICS,
+        "tests/lab/test_descent.py",
+        "",  # which takes the compiled code
     ),
     Mutation(
         "slope of the activation left out of the compiled code",
