@@ -17,8 +17,9 @@ import numpy as np
 
 from resid.errors import OptionError, ShapeError
 
-#: Okabe & Ito's palette, distinguishable with every common form of colour blindness, dark enough on white.
-COLOURS = ("#0072B2", "#D55E00", "#007D5A", "#A2527F", "#8A6D00", "#2B6E96")
+#: Three of Okabe & Ito's colours, the green darkened, and three dark ones: all have a contrast of at least 3 on white,
+#: and any two can be told apart with full colour vision, without the red cones and without the green ones.
+COLOURS = ("#0072B2", "#D55E00", "#007D5A", "#661100", "#332288", "#333333")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 560, 340, 62, 46, 14, 12
 _DASHES = ("", "7 4", "2 3", "9 3 2 3", "5 2", "1 2")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import combinations
 
 import matplotlib as mpl
 import numpy as np
@@ -105,14 +106,35 @@ def test_measurements_are_points_with_a_band():
     plt.close("all")
 
 
+#: What is seen of linear RGB without the red or the green cones (Machado, Oliveira & Fernandes 2009, severity 1).
+VISION = {
+    "full": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+}
+
+
+def linear_rgb(colour):
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
+def cielab(linear):
+    """For D65."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ linear / [0.9505, 1, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
 def test_colours_differ_for_every_eye():
-    """Luminance on white is dark enough for text-sized marks (WCAG contrast 3), and no two are alike."""
-    assert len(set(book.COLOURS)) == len(book.COLOURS)
+    """Dark enough on white for text-sized marks (WCAG contrast 3), and a distance of 20 in CIELAB for any two."""
     for colour in book.COLOURS:
-        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        luminance = np.dot([0.2126, 0.7152, 0.0722], linear_rgb(colour))
         assert 1.05 / (luminance + 0.05) >= 3, colour
+    for matrix in map(np.array, VISION.values()):
+        seen = [cielab(np.clip(matrix @ linear_rgb(colour), 0, 1)) for colour in book.COLOURS]
+        assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) >= 20
 
 
 def slider(**change):
