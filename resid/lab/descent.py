@@ -195,7 +195,7 @@ def _loss_and_gradient(network: ShortcutNetwork, W: Tensor, X: Tensor, Y: Tensor
     else:
         group, step = runs, max(1, _STORED_GPU // (runs * width * network.depth))
     with torch.inference_mode():
-        found = [_in_chunks(network, part, X, Y, min(step, X.shape[1])) for part in W.split(group)]
+        found = [_in_chunks(network, part, X, Y, step) for part in W.split(group)]
     return torch.cat([loss for loss, _ in found]), torch.cat([gradient for _, gradient in found])
 
 
