@@ -98,6 +98,12 @@ class Journal:
             partial.replace(path)
         return result
 
+    def __contains__(self, key: Mapping[str, Any]) -> bool:
+        """Whether a piece is kept."""
+        text = json.dumps(key, sort_keys=True)
+        path = self._path(text)
+        return text in self._memory or (path is not None and path.exists())
+
     def _path(self, text: str) -> Path | None:
         if self.folder is None:
             return None

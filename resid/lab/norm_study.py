@@ -10,9 +10,10 @@ stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from torch.nn import functional as F
 from resid.errors import NotFiniteError, ShapeError
 from resid.lab.images import MOVES, Images
 from resid.lab.journal import Journal
+from resid.lab.memory import reused_memory
+from resid.lab.three_layers import ThreeLayers
+from resid.lab.workers import Workers
 from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import ProcrustesProjection
 from resid.theory.polar import polar_factor
@@ -36,7 +40,6 @@ __all__ = [
     "NormStudy",
     "Passage",
     "Recipe",
-    "ThreeLayers",
     "follow_three_layers",
     "follow_transitions",
 ]
@@ -46,6 +49,7 @@ SOURCES = tuple(
     Path(__file__).parents[1] / name
     for name in (
         "lab/norm_study.py",
+        "lab/three_layers.py",
         "lab/images.py",
         "lab/batches.py",
         "lab/data.py",
@@ -144,48 +148,6 @@ def _steps(data: Images, recipe: Recipe, seeds: Sequence[int], epochs: int) -> I
 # ----------------------------------------------------------------------------------------------------------- trainings
 
 
-class ThreeLayers(nn.Module):
-    """The network of Figure 2: three convolutions, the middle one from c to d channels with a ReLU behind it.
-
-    Our reading where the text leaves it open: the outer layers are 3 x 3, a ReLU stands behind the first, the third
-    gives one channel for each class and its mean over the map is the logit. The middle one wraps around, so that the
-    projection is exact up to its crop and no gradient is lost at the border.
-
-    Args:
-        c, d: channels of the middle layer. kernel: its size. classes: of the output. channels: of an image.
-        nets: networks side by side, as groups of channels; none has to do with another.
-    """
-
-    def __init__(self, c: int, d: int, kernel: int = 3, classes: int = 10, channels: int = 1, nets: int = 1) -> None:
-        super().__init__()
-        self.nets = nets
-        wraps: dict[str, Any] = {"padding": kernel // 2, "padding_mode": "circular", "bias": False}
-        self.first = nn.Conv2d(nets * channels, nets * c, 3, padding=1, groups=nets)
-        self.middle = nn.Conv2d(nets * c, nets * d, kernel, groups=nets, **wraps)
-        self.last = nn.Conv2d(nets * d, nets * classes, 3, padding=1, groups=nets)
-        for conv in (self.first, self.middle, self.last):
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-
-    @classmethod
-    def of_seeds(cls, seeds: Sequence[int], **shape: int) -> ThreeLayers:
-        """Networks side by side, each with the weights that it would have alone. shape: arguments but for `nets`."""
-        alone = []
-        with torch.random.fork_rng(devices=[]):
-            for seed in seeds:
-                torch.manual_seed(seed)
-                alone.append(cls(**shape).state_dict())
-            net = cls(**shape, nets=len(seeds))
-        net.load_state_dict({name: torch.cat([state[name] for state in alone]) for name in alone[0]})
-        return net
-
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Logits (batch, nets, classes), and the middle layer's input, output, and output behind the ReLU."""
-        before = F.relu(self.first(x))
-        linear = self.middle(before)
-        after = F.relu(linear)
-        return self.last(after).mean((2, 3)).unflatten(1, (self.nets, -1)), (before, linear, after)
-
-
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """No TF32, neither in the convolutions nor in the matrix products of the projection."""
@@ -203,14 +165,23 @@ def _range_share(weight: Tensor, gradient: Tensor) -> Tensor:
     if weight.shape[1] <= weight.shape[2]:  # (nets, d, c, k, k)
         return gradient.new_ones(len(weight))
     size = gradient.shape[-2:]
-    A = torch.fft.fft2(weight, size).permute(0, 3, 4, 1, 2).conj()  # a cross-correlation
-    g = torch.fft.fft2(gradient).permute(1, 3, 4, 2, 0)
+    A = torch.fft.rfft2(weight, size).permute(0, 3, 4, 1, 2).conj()  # a cross-correlation
+    g = torch.fft.rfft2(gradient).permute(1, 3, 4, 2, 0)
+    # of two conjugate frequencies one is there
+    column = torch.arange(g.shape[2], device=g.device)
+    once = (column == 0) | (2 * column == size[1])
+    g = g * torch.where(once, 1.0, 2**0.5)[:, None, None]
     return _energy(polar_factor(A).mH @ g) / _energy(g)
 
 
 def _energy(x: Tensor) -> Tensor:
     """Sum of squares for each first index."""
-    return x.abs().square().flatten(1).sum(1)
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim))).square()
+
+
+def _layout(device: torch.device) -> torch.memory_format:
+    """How maps lie in memory: on a CPU the channels of a pixel side by side, with which convolutions are faster."""
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
 def _backward(loss: Tensor, net: nn.Module, watched: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -226,6 +197,7 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(net.parameters(), recipe.rate, momentum=0.9, weight_decay=recipe.decay)
 
 
+@reused_memory()
 @_full_precision()
 def follow_three_layers(
     data: Images,
@@ -250,7 +222,9 @@ def follow_three_layers(
         the step on at which a network diverges.
     """
     nets = len(seeds)
-    net = ThreeLayers.of_seeds(seeds, c=c, d=d, kernel=kernel, channels=data.channels).to(data.device)
+    layout = _layout(data.device)
+    net = ThreeLayers.of_seeds(seeds, c=c, d=d, kernel=kernel, channels=data.channels)
+    net = net.to(data.device, memory_format=layout)  # type: ignore[call-overload]
     optimizer = _optimizer(net, recipe)
     if projected:
         projection = ProcrustesProjection([(net.middle, data.size, relu)], every=2)
@@ -260,7 +234,7 @@ def follow_three_layers(
     try:
         for step, (index, moves) in enumerate(_steps(data, recipe, seeds, epochs)):
             x, labels = data.batch(index, moves)
-            logits, watched = net(x)
+            logits, watched = net(x.contiguous(memory_format=layout))
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(-1, nets).mean(0)
             gradients = [g.unflatten(1, (nets, -1)) for g in _backward(losses.sum(), net, watched)]
             energies = torch.stack([_energy(g.transpose(0, 1)) for g in gradients])
@@ -294,6 +268,7 @@ def _passage(values: np.ndarray, per_epoch: int, seed: int) -> Passage:
     return Passage(ratio, share, passed, values[:, -1], per_epoch, seed)
 
 
+@reused_memory()
 @_full_precision()
 def follow_transitions(
     data: Images, seed: int, epochs: int, recipe: Recipe = DIGITS_TRANSITIONS, blocks: int = 2, width: int = 4
@@ -309,9 +284,11 @@ def follow_transitions(
     """
     if data.size % 4:
         raise ShapeError(f"images of size {data.size}: a multiple of 4 is needed")
+    layout = _layout(data.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = ProcResNet(9 * blocks + 4, width, channels=data.channels).to(data.device)
+        net = ProcResNet(9 * blocks + 4, width, channels=data.channels)
+    net = net.to(data.device, memory_format=layout)  # type: ignore[call-overload]
     optimizer = _optimizer(net, recipe)
     sizes = [data.size // step for step in (1, 1, 2)]
     projection = ProcrustesProjection(zip(net.linear_convolutions(), sizes, strict=True), probability=0.5, seed=seed)
@@ -325,7 +302,7 @@ def follow_transitions(
     for step, (index, moves) in enumerate(_steps(data, recipe, (seed,), epochs)):
         ends.clear()
         x, labels = data.batch(index, moves)
-        loss = F.cross_entropy(net(x), labels[:, 0])
+        loss = F.cross_entropy(net(x.contiguous(memory_format=layout)), labels[:, 0])
         gradients = _backward(loss, net, ends)
         row = []
         for i, transition in enumerate(transitions):
@@ -351,60 +328,93 @@ class NormStudy:
     """Trainings on one data set by one recipe, each kept in a journal.
 
     data: the images. recipe: of the trainings. journal: keeps them; default in memory. together: networks trained at
-    once, which are then one piece; more than one pays on a GPU only.
+    once, which are then one piece; more than one pays on a GPU only. processes: that compute pieces beside each other,
+    on a CPU, with one thread each.
     """
 
     data: Images
     recipe: Recipe
     journal: Journal = field(default_factory=lambda: Journal("norms-procrustes", SOURCES, None))
     together: int = 1
+    processes: int = 1
 
     def three_layers(
-        self, pair: tuple[int, int], projected: bool, seeds: Sequence[int], epochs: int, kernel: int = 3
-    ) -> list[Passage]:
-        """`follow_three_layers` for each seed; a network that dies is drawn again with its seed increased by 1000."""
-        found: dict[int, Passage] = {}
+        self, cases: Sequence[tuple[tuple[int, int], bool]], seeds: Sequence[int], epochs: int, kernel: int = 3
+    ) -> list[list[Passage]]:
+        """`follow_three_layers` for each case, a pair (c, d) and whether it is projected, and each seed.
+
+        A network that dies is drawn again with its seed increased by 1000.
+        """
+        found: dict[tuple[tuple[tuple[int, int], bool], int], Passage] = {}
         for draw in range(_DRAWS):
-            left = [seed for seed in seeds if seed not in found or found[seed].dead]
-            for start in range(0, len(left), self.together):
-                part = left[start : start + self.together]
-                drawn = [seed + _NEXT_SEED * draw for seed in part]
+            parts = []
+            for case in cases:
+                left = [(case, s) for s in seeds if (case, s) not in found or found[case, s].dead]
+                parts += [left[start : start + self.together] for start in range(0, len(left), self.together)]
+            pieces = [
+                {
+                    "what": "three layers",
+                    "pair": list(part[0][0][0]),
+                    "projected": part[0][0][1],
+                    "kernel": kernel,
+                    "seeds": [seed + _NEXT_SEED * draw for _, seed in part],
+                    "epochs": epochs,
+                }
+                for part in parts
+            ]
+            for part, passages in zip(parts, self._passages(pieces), strict=True):
+                found.update(zip(part, passages, strict=True))
+        return [[found[case, seed] for seed in seeds] for case in cases]
 
-                def compute(drawn: list[int] = drawn) -> list[Passage]:
-                    return follow_three_layers(self.data, *pair, projected, drawn, epochs, self.recipe, kernel)
+    def transitions(self, seeds: Sequence[int], epochs: int, blocks: int = 2, width: int = 4) -> list[Passage]:
+        """`follow_transitions` for each seed."""
+        what = {"what": "transitions", "blocks": blocks, "width": width, "epochs": epochs}
+        return [passages[0] for passages in self._passages([what | {"seeds": [seed]} for seed in seeds])]
 
-                key = {"what": "three layers", "pair": list(pair), "projected": projected, "kernel": kernel}
-                found.update(zip(part, self._kept(key, drawn, epochs, compute), strict=True))
-        return [found[seed] for seed in seeds]
-
-    def transitions(self, seed: int, epochs: int, blocks: int = 2, width: int = 4) -> Passage:
-        """`follow_transitions`."""
-
-        def compute() -> list[Passage]:
-            return [follow_transitions(self.data, seed, epochs, self.recipe, blocks, width)]
-
-        return self._kept({"what": "transitions", "blocks": blocks, "width": width}, [seed], epochs, compute)[0]
-
-    def _kept(
-        self, key: dict[str, Any], seeds: list[int], epochs: int, compute: Callable[[], list[Passage]]
-    ) -> list[Passage]:
-        whole = key | asdict(self.recipe) | {"seeds": seeds, "epochs": epochs, "device": self.data.device.type}
-        whole |= {"data": self.data.name, "images": len(self.data)}
-        names = [item.name for item in fields(Passage)]
-
-        def arrays() -> dict[str, np.ndarray]:
-            passages = compute()
-            return {name: np.stack([getattr(passage, name) for passage in passages]) for name in names}
-
-        kept = self.journal(whole, arrays)
-        return [
-            Passage(
-                kept["ratio"][i],
-                kept["share"][i],
-                kept["passed"][i],
-                kept["loss"][i],
-                int(kept["per_epoch"][i]),
-                int(kept["seed"][i]),
-            )
-            for i in range(len(seeds))
+    def _passages(self, pieces: list[dict[str, Any]]) -> list[list[Passage]]:
+        """Those of each piece, computed where the journal does not have them."""
+        about = {"device": self.data.device.type, "data": self.data.name, "images": len(self.data)}
+        keys = [piece | asdict(self.recipe) | about for piece in pieces]
+        trainings = _Trainings(self.data, self.recipe)
+        missing = [i for i, key in enumerate(keys) if key not in self.journal]
+        if self.processes > 1 and len(missing) > 1:
+            workers = Workers[dict[str, np.ndarray]](trainings, min(self.processes, len(missing)))
+            for i, arrays in zip(missing, workers(pieces[i] for i in missing), strict=True):
+                self.journal(keys[i], partial(dict, arrays))
+        kept = [
+            self.journal(key, partial(trainings.__getitem__, piece)) for key, piece in zip(keys, pieces, strict=True)
         ]
+        return [
+            [
+                Passage(
+                    arrays["ratio"][i],
+                    arrays["share"][i],
+                    arrays["passed"][i],
+                    arrays["loss"][i],
+                    int(arrays["per_epoch"][i]),
+                    int(arrays["seed"][i]),
+                )
+                for i in range(len(arrays["seed"]))
+            ]
+            for arrays in kept
+        ]
+
+
+@dataclass
+class _Trainings:
+    """What a process does: the arrays of a piece."""
+
+    data: Images
+    recipe: Recipe
+
+    def __getitem__(self, piece: dict[str, Any]) -> dict[str, np.ndarray]:
+        seeds, epochs = piece["seeds"], piece["epochs"]
+        if piece["what"] == "three layers":
+            (c, d), projected, kernel = piece["pair"], piece["projected"], piece["kernel"]
+            passages = follow_three_layers(self.data, c, d, projected, seeds, epochs, self.recipe, kernel)
+        else:
+            passages = [
+                follow_transitions(self.data, seed, epochs, self.recipe, piece["blocks"], piece["width"])
+                for seed in seeds
+            ]
+        return {item.name: np.stack([getattr(one, item.name) for one in passages]) for item in fields(Passage)}

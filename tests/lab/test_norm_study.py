@@ -20,10 +20,10 @@ from resid.lab.norm_study import (
     NormStudy,
     Passage,
     Recipe,
-    ThreeLayers,
     follow_three_layers,
     follow_transitions,
 )
+from resid.lab.three_layers import ThreeLayers
 from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import ProcrustesProjection
 from resid.theory.conv_spectrum import conv_matrix
@@ -148,9 +148,10 @@ def test_networks_side_by_side_are_those_alone():
         assert not np.allclose(together[0].ratio, together[1].ratio)
 
 
-def test_measurements_are_those_of_plain_autograd():
+@pytest.mark.parametrize("size", [5, 6])
+def test_measurements_are_those_of_plain_autograd(size):
     """Ratio, share and what passes at the first step, from the dense matrix of the convolution."""
-    data, recipe = synthetic(size=6), Recipe(0.01, 20)
+    data, recipe = synthetic(size=size), Recipe(0.01, 20)
     passage = follow_three_layers(data, 2, 3, False, (5,), 1, recipe)[0]
     net = ThreeLayers.of_seeds((5,), c=2, d=3, channels=3).double()
     index, _ = next(norm_study._steps(data, recipe, (5,), 1))
@@ -158,7 +159,7 @@ def test_measurements_are_those_of_plain_autograd():
     logits, ends = net(x.double())
     loss = torch.nn.functional.cross_entropy(logits[:, 0], labels[:, 0])
     g_in, g_linear, g_out = torch.autograd.grad(loss, ends)
-    J = conv_matrix(net.middle.weight.detach(), 6)
+    J = conv_matrix(net.middle.weight.detach(), size)
     torch.testing.assert_close(g_linear.flatten(1) @ J, g_in.flatten(1))
     U = torch.linalg.svd(J, full_matrices=False)[0]
     inside = (g_linear.flatten(1) @ U).square().sum() / g_linear.square().sum()
@@ -245,7 +246,8 @@ def test_a_dead_network_is_drawn_again_and_said_so(monkeypatch):
     monkeypatch.setattr(norm_study, "follow_three_layers", deadly)
     study = NormStudy(synthetic(), SMALL, together=2)
     found = norm_drift.figure_2(study, [(2, 2)], (0, 1, 2), epochs=1)
-    assert asked[: len(asked) // 2] == [(0, 1), (2,), (1001, 1002), (2001,)]
+    each = [[(0, 1), (2,)], [(1001, 1002)], [(2001,)]]  # draws; without projection, then with it
+    assert asked == [seeds for draw in each for seeds in 2 * draw]
     assert [run.seed for run in found.runs[True][2, 2]] == [0, 2001, 1002]
     assert found.redrawn == {(2, 2): 4}
     assert "drawn again since they died: 4 of 2 to 2" in found.few_channels(2).what
@@ -311,9 +313,30 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
             for a, b in zip(whole.runs[projected][pair], resumed.runs[projected][pair], strict=True):
                 same(a, b)
     monkeypatch.setattr(norm_study, "follow_transitions", lambda *given: follow_transitions(*given[:-2], 1, 2))
-    first = NormStudy(data, SMALL, Journal("norms-procrustes", SOURCES, tmp_path)).transitions(0, 1)
+    first = NormStudy(data, SMALL, Journal("norms-procrustes", SOURCES, tmp_path)).transitions([0], 1)[0]
     monkeypatch.setattr(norm_study, "follow_transitions", None)
-    same(first, NormStudy(data, SMALL, Journal("norms-procrustes", SOURCES, tmp_path)).transitions(0, 1))
+    same(first, NormStudy(data, SMALL, Journal("norms-procrustes", SOURCES, tmp_path)).transitions([0], 1)[0])
+
+
+def test_processes_beside_each_other_find_the_same(tmp_path):
+    data, cases, seeds = synthetic(), [((2, 3), True), ((2, 2), False)], (0, 1)
+    alone = NormStudy(data, SMALL).three_layers(cases, seeds, 1)
+    journal = Journal("norms-procrustes", SOURCES, tmp_path)
+    study = NormStudy(data, SMALL, journal, processes=2)
+    study.three_layers(cases[1:], seeds[1:], 1)  # a single one, here
+    assert (journal.reused, journal.computed) == (0, 1)
+    together = study.three_layers(cases, seeds, 1)
+    assert journal.computed == 4
+    for first, second in zip(alone, together, strict=True):
+        assert [one.seed for one in second] == [0, 1]
+        for a, b in zip(first, second, strict=True):
+            same(a, b, exactly=False)
+    again = Journal("norms-procrustes", SOURCES, tmp_path)
+    NormStudy(data, SMALL, again, processes=2).three_layers(cases, seeds, 1)
+    assert (again.reused, again.computed) == (4, 0)
+    nets = study.transitions(seeds, 1, blocks=1, width=2)
+    for seed, net in zip(seeds, nets, strict=True):
+        same(net, follow_transitions(data, seed, 1, SMALL, blocks=1, width=2), exactly=False)
 
 
 def test_a_piece_is_of_its_settings(tmp_path):
@@ -321,15 +344,15 @@ def test_a_piece_is_of_its_settings(tmp_path):
     data = synthetic()
     journal = Journal("norms-procrustes", SOURCES, tmp_path)
     ways = [
-        (NormStudy(data, SMALL, journal), ((2, 2), True, (0,), 1)),
-        (NormStudy(data, SMALL, journal), ((2, 2), False, (0,), 1)),
-        (NormStudy(data, SMALL, journal), ((2, 3), True, (0,), 1)),
-        (NormStudy(data, SMALL, journal), ((2, 2), True, (7,), 1)),
-        (NormStudy(data, SMALL, journal), ((2, 2), True, (0,), 2)),
-        (NormStudy(data, SMALL, journal), ((2, 2), True, (0,), 1, 1)),
-        (NormStudy(data, replace(SMALL, rate=0.05), journal), ((2, 2), True, (0,), 1)),
-        (NormStudy(data, replace(SMALL, moves=False), journal), ((2, 2), True, (0,), 1)),
-        (NormStudy(synthetic(count=80), SMALL, journal), ((2, 2), True, (0,), 1)),
+        (NormStudy(data, SMALL, journal), ([((2, 2), True)], (0,), 1)),
+        (NormStudy(data, SMALL, journal), ([((2, 2), False)], (0,), 1)),
+        (NormStudy(data, SMALL, journal), ([((2, 3), True)], (0,), 1)),
+        (NormStudy(data, SMALL, journal), ([((2, 2), True)], (7,), 1)),
+        (NormStudy(data, SMALL, journal), ([((2, 2), True)], (0,), 2)),
+        (NormStudy(data, SMALL, journal), ([((2, 2), True)], (0,), 1, 1)),
+        (NormStudy(data, replace(SMALL, rate=0.05), journal), ([((2, 2), True)], (0,), 1)),
+        (NormStudy(data, replace(SMALL, moves=False), journal), ([((2, 2), True)], (0,), 1)),
+        (NormStudy(synthetic(count=80), SMALL, journal), ([((2, 2), True)], (0,), 1)),
     ]
     for i, (study, given) in enumerate(ways):
         study.three_layers(*given)
