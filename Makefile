@@ -34,6 +34,7 @@ serve: $(READY)  ## build the website and show it on http://127.0.0.1:8000 until
 	@$(RUN) http.server --bind 127.0.0.1 --directory _build/html 8000
 
 bench: $(READY)  ## time the library beside its peers and write benchmarks/results
+	@$(RUN) pip install -qq --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@$(RUN) benchmarks
 
 evidence: $(READY)  ## run the chapters in full and write their records to results/

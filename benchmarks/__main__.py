@@ -1,5 +1,6 @@
 """`python -m benchmarks [name ...]`: measure the rows, print them, write benchmarks/results/."""
 
+import importlib.util
 import statistics
 import sys
 
@@ -20,6 +21,9 @@ def main() -> None:
         if known[name].official and not has_official(known[name].official):
             print(f"{name}: left out, its data are not here: RESID_DATA has to name their folder")
             continue
+        if known[name].needs and importlib.util.find_spec(known[name].needs) is None:
+            print(f"{name}: left out, {known[name].needs} is not installed: the extra `bench` brings it")
+            continue
         result = measure(known[name])
         save(result)
         ours = result["sides"]["ours"]
@@ -27,6 +31,9 @@ def main() -> None:
             f"{name}: {result['ratio']:.3g} times the peer's speed per {result['unit']}; ours "
             f"{statistics.median(ours['seconds']):.3g} s, {ours['peak_gib']:.2f} GiB"
         )
+        for side in result["sides"].values():
+            if "quality" in side:
+                print(f"  {side['what']}: {side['quality']}")
         for problem in result["problems"]:
             print(f"  BEYOND ITS LIMIT: {problem}")
             failed = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ from torch.nn.utils import parametrizations
 
 from benchmarks.harness import Row, Side
 from resid.theory.conv_spectrum import conv_singular_values
-from resid.theory.procrustes import project_norm_preserving
+from resid.theory.orthonormal_taps import project_orthonormal_taps
+from resid.theory.procrustes import norm_preserving_scale, project_norm_preserving
 from tests.twins.conv import published_projection
 
 #: Stem and transitions of ProcResNet: (d, c, k, n), n the size of the map at the output, as published.
@@ -34,7 +37,7 @@ def _moved() -> list[tuple[Tensor, int]]:
     return found
 
 
-def _project(given: Any) -> None:
+def _project_all(given: Any) -> None:
     for _ in range(OURS_TIMES):
         for K, n in given:
             project_norm_preserving(K, n)
@@ -101,13 +104,85 @@ def _householder(given: Any) -> None:
         given[2].weight.sum().backward()
 
 
+def _of_library(name: str, d: int, c: int) -> Any:
+    """A 3 x 3 layer of a library of orthogonal convolutions, and a direction for the gradient by its weight."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what these libraries import
+        if name == "orthogonium":
+            from orthogonium.layers import AdaptiveOrthoConv2d as Layer
+        else:
+            from deel.torchlip import SpectralConv2d as Layer
+        layer = Layer(c, d, 3, padding=1, padding_mode="circular", bias=False)
+    return layer, torch.randn(d, c, 3, 3)
+
+
+def _use(given: Any, times: int) -> None:
+    """What the layer adds to each step of a training: its weight, and the gradient back through it."""
+    layer, direction = given
+    for _ in range(times):
+        (layer.weight * direction).sum().backward()
+
+
+def _trained(d: int, c: int, times: int, project: Any) -> Tensor:
+    """A kernel projected `times` times, moved by a hundredth of its norm."""
+    generator = torch.Generator().manual_seed(0)
+    K = torch.randn(d, c, 3, 3, generator=generator)
+    for _ in range(times):
+        K = project(K)
+    step = torch.randn(K.shape, generator=generator)
+    return K + 0.01 * K.norm() / step.norm() * step
+
+
+def _again(K: Tensor, times: int, project: Any) -> None:
+    for _ in range(times):
+        project(K)
+
+
+def _range(kernel: Tensor, scale: float) -> str:
+    values = conv_singular_values(kernel.detach(), 32) / scale
+    return f"singular values {float(values[-1]):.4f} to {float(values[0]):.4f} times the one wanted"
+
+
+def _beside_library(
+    name: str, what: str, d: int, c: int, library: str, module: str, project: Any, called: str, uses: int, least: float
+) -> Row:
+    """A row of one use of a 3 x 3 weight that is kept norm-preserving, by projecting and by a library's layer."""
+    return Row(
+        name=name,
+        what=f"weight of {d} <- {c} channels, 3 x 3, {what}, one use",
+        ours=Side(
+            f"{called} after a step",
+            partial(_trained, d, c, 20, project),
+            partial(_again, times=uses, project=project),
+            uses,
+            lambda K: _range(project(K), norm_preserving_scale(c, d)),
+        ),
+        peer=Side(
+            f"{library}, forward and backward",
+            partial(_of_library, module, d, c),
+            partial(_use, times=20),
+            20,
+            lambda given: _range(given[0].weight, 1.0),
+        ),
+        threads=1,
+        least_ratio=least,
+        unit="use",
+        needs=module,
+    )
+
+
+def _project(K: Tensor) -> Tensor:
+    return project_norm_preserving(K, 32)
+
+
 _PUBLISHED = "published route, sign corrected: whole grid, real blocks, ten coupled Newton-Schulz steps"
 
 ROWS = (
     Row(
         name="projection",
         what="projection of the three linear convolutions of ProcResNet, from random kernels",
-        ours=Side("project_norm_preserving", _kernels, _project, OURS_TIMES),
+        ours=Side("project_norm_preserving", _kernels, _project_all, OURS_TIMES),
         peer=Side(_PUBLISHED, _kernels, _publish),
         threads=1,
         least_ratio=200,
@@ -116,7 +191,7 @@ ROWS = (
     Row(
         name="projection-warm",
         what="the same, kernels projected before and moved by one step of an optimiser",
-        ours=Side("project_norm_preserving", _moved, _project, OURS_TIMES),
+        ours=Side("project_norm_preserving", _moved, _project_all, OURS_TIMES),
         peer=Side(_PUBLISHED, _moved, _publish),
         threads=1,
         least_ratio=350,
@@ -135,6 +210,42 @@ ROWS = (
         threads=1,
         least_ratio=1,
         unit="use",
+    ),
+    _beside_library(
+        "projection-stem",
+        "kept norm-preserving through a training",
+        64,
+        3,
+        "orthogonium.layers.AdaptiveOrthoConv2d",
+        "orthogonium",
+        _project,
+        "project_norm_preserving",
+        20,
+        2,
+    ),
+    _beside_library(
+        "projection-taps",
+        "kept with orthonormal taps through a training",
+        64,
+        3,
+        "deel.torchlip.SpectralConv2d",
+        "deel",
+        project_orthonormal_taps,
+        "project_orthonormal_taps",
+        20,
+        0.5,
+    ),
+    _beside_library(  # slower, and not norm-preserving: said on the page
+        "projection-square",
+        "kept as near to norm-preserving as it gets through a training",
+        64,
+        64,
+        "orthogonium.layers.AdaptiveOrthoConv2d",
+        "orthogonium",
+        _project,
+        "project_norm_preserving",
+        2,
+        0.005,
     ),
     Row(
         name="conv-spectrum",

@@ -31,19 +31,24 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Side:
-    """prepare() -> input, outside the clock; work(input), under it; units of work done; what it is, in words."""
+    """prepare() -> input, outside the clock; work(input), under it; units of work done; what it is, in words.
+
+    quality: of what comes out of an input, in words, for sides that do not reach the same.
+    """
 
     what: str
     prepare: Callable[[], Any]
     work: Callable[[Any], Any]
     units: int = 1
+    quality: Callable[[Any], str] | None = None
 
 
 @dataclass(frozen=True)
 class Row:
     """A comparison: name, what it shows, the two sides, the limits it must keep, threads used.
 
-    official: the data set of `resid.lab.official` that it needs, if any. repeats: of each side. least: compare the
+    official: the data set of `resid.lab.official` that it needs, if any. needs: a module that only the extra `bench`
+    brings. repeats: of each side. least: compare the
     least times, not the medians, for a ratio near 1 on a machine that is not quiet.
     """
 
@@ -57,6 +62,7 @@ class Row:
     most_gib: float | None = None
     unit: str = "call"
     official: str = ""
+    needs: str = ""
     repeats: int = REPEATS
     least: bool = False
 
@@ -75,7 +81,10 @@ def _measure(rows: str, name: str, which: str, pipe: Any) -> None:
         del given
         pipe.send(None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    pipe.send({"what": side.what, "units": side.units, "seconds": seconds, "peak_gib": peak / 2**30})
+    found = {"what": side.what, "units": side.units, "seconds": seconds, "peak_gib": peak / 2**30}
+    if side.quality is not None:
+        found["quality"] = side.quality(side.prepare())
+    pipe.send(found)
 
 
 def measure(row: Row, rows: str = "benchmarks.rows") -> dict[str, Any]:

@@ -31,6 +31,8 @@ FLOW = ("tests/theory/test_near_identity_flow.py", "norms/bounds")
 SPECTRUM = ("tests/theory/test_conv_spectrum.py", "norms/conv_spectrum")
 PROCRUSTES = ("tests/theory/test_procrustes.py", "norms/procrustes")
 NORM_DRIFT = ("tests/lab/test_norm_study.py", "norms/procrustes")
+ORTHONORMAL_TAPS = ("tests/theory/test_orthonormal_taps.py", "norms/procrustes")
+THREE_LAYERS = ("tests/lab/test_three_layers.py", "")
 AUDIT = ("tests/lab/test_audit.py", "norms/audit")
 ALLCONV = ("tests/trials/test_cifar.py", "experiments/allconv_cifar")
 SHORTCUT_CIFAR = ("tests/trials/test_cifar.py", "experiments/shortcut_depth_cifar")
@@ -535,6 +537,42 @@ MUTATIONS = (
         "        projection.attach(optimizer)\n    kept = _rows(",
         "    kept = _rows(",
         *NORM_DRIFT,
+    ),
+    Mutation(
+        "orthonormal taps divided by their number, not its root",
+        "resid/theory/orthonormal_taps.py",
+        "math.sqrt(taps) * W",
+        "taps * W",
+        *ORTHONORMAL_TAPS,
+    ),
+    Mutation(
+        "a copied border without its gradient",
+        "resid/lab/three_layers.py",
+        "        g[:, :, by : 2 * by] += g[:, :, -by:]\n",
+        "",
+        *THREE_LAYERS,
+    ),
+    Mutation(
+        "windows of a mean on the wrong side",
+        "resid/lab/three_layers.py",
+        "(max(j, 0), max(-j, 0), max(i, 0), max(-i, 0))",
+        "(max(-j, 0), max(j, 0), max(-i, 0), max(i, 0))",
+        *THREE_LAYERS,
+    ),
+    Mutation(
+        "conjugate frequencies counted once",
+        "resid/lab/norm_study.py",
+        "torch.where(once, 1.0, 2**0.5)",
+        "torch.where(once, 1.0, 1.0)",
+        *NORM_DRIFT,
+    ),
+    Mutation(
+        "pieces of the processes in another order",
+        "resid/lab/norm_study.py",
+        "workers(pieces[i] for i in missing)",
+        "workers(pieces[i] for i in reversed(missing))",
+        NORM_DRIFT[0],
+        "",
     ),
     Mutation(
         "sign of a paired difference",
