@@ -102,8 +102,8 @@ def _zaeemzadeh() -> dict[str, Recipe]:
                 network=network, options=options, epochs=100, probe_epochs=tuple(range(100)), **more
             )
     for name in ("resnet20", "resnet164"):
-        start = found[f"zaeemzadeh-constant-{name}"].replace(epochs=None, steps=1, probe_epochs=(0,))
-        found[f"zaeemzadeh-start-{name}"] = start
+        start = found[f"zaeemzadeh-constant-{name}"]
+        found[f"zaeemzadeh-start-{name}"] = start.replace(epochs=None, steps=1, probe_epochs=(0,), channels_last=True)
     for name, (network, options) in _networks((20, 56, 164)).items():
         more = half if network == "proc" else {}
         found[f"digits-{name}"] = Recipe(

@@ -11,6 +11,7 @@ it, it changes rounding only.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from resid.errors import InterruptedRunError, ResidError
 from resid.lab.checkpoint import CheckpointError, RunFolder
 from resid.lab.engine import DivergedError, Engine, Stop, numerics
+from resid.lab.memory import reused_memory
 from resid.lab.ranks import join_ranks
 from resid.lab.recipes import Recipe
 from resid.lab.trackers import Tracker
@@ -95,7 +97,13 @@ def train(
         CheckpointError: a file cannot be written.
     """
     folder = RunFolder(run_dir, recipe, keep)
-    with join_ranks(device) as ranks, folder.opened(ranks.first), numerics(recipe, ranks), Stop(max_seconds) as stop:
+    with (
+        join_ranks(device) as ranks,
+        folder.opened(ranks.first),
+        numerics(recipe, ranks),
+        reused_memory() if ranks.device.type == "cpu" else nullcontext(),
+        Stop(max_seconds) as stop,
+    ):
         try:
             engine = Engine(recipe, ranks, folder, data_folder, workers)
             try:
