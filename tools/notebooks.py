@@ -29,6 +29,8 @@ from tools.paths import EXECUTED, RECORDS, ROOT
 
 TIMEOUT = 900
 SLOW = 60
+#: What a chapter calls that shows the verdicts of recorded full runs.
+VERDICTS = re.compile(r"\b(verdicts|paper_and_ours)\(")
 
 
 def in_toc() -> list[Path]:
@@ -94,10 +96,13 @@ def _files(name: str) -> list[Path]:
 
 def fingerprint(path: Path) -> str:
     """A hash of everything the outputs of a notebook depend on."""
-    files = dependencies(code(path)) | {ROOT / "constraints.txt", Path(__file__)}
+    source = code(path)
+    files = dependencies(source) | {ROOT / "constraints.txt", Path(__file__)}
     files |= {p for p in (ROOT / "resid").rglob("*") if p.suffix in (".yaml", ".json", ".npz", ".csv")}
+    if reads_records(path) or VERDICTS.search(source):
+        files |= set((ROOT / "results").glob("*.json"))
     if reads_records(path):
-        files |= set(RECORDS.glob("*.json")) | set((ROOT / "results").glob("*.json"))
+        files |= set(RECORDS.glob("*.json"))
         files |= set((ROOT / "benchmarks").rglob("*.json"))
     digest = hashlib.sha256(f"{platform.python_version()} {path.relative_to(ROOT)}\n".encode())
     for cell in nbformat.read(path, as_version=4).cells:

@@ -103,6 +103,16 @@ def test_only_what_matters_changes_a_fingerprint(project):
     assert notebooks.fingerprint(path) not in (first, second)
 
 
+def test_a_new_record_changes_the_pages_that_show_verdicts(project):
+    shows = [write(project / "book" / f"{name}.ipynb", f"{name}(1)") for name in ("verdicts", "paper_and_ours")]
+    other = write(project / "book" / "other.ipynb", "my_verdicts = 1")
+    before = [notebooks.fingerprint(path) for path in (*shows, other)]
+    (project / "results").mkdir()
+    (project / "results" / "new.json").write_text("{}")
+    after = [notebooks.fingerprint(path) for path in (*shows, other)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+
+
 def test_a_notebook_runs_once_and_again_when_its_module_changes(project):
     path = write(project / "book" / "one.ipynb", "from resid.used import VALUE", "VALUE + 40")
     assert notebooks.execute(path).startswith("  ran")
