@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import signal
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from resid.errors import OptionError
 from resid.lab import checkpoint
+from resid.lab import train as training
 from resid.lab.audit import audit
 from resid.lab.batches import crop_and_flip, draw_crops, draw_order, load_split, pixel_statistics
 from resid.lab.checkpoint import BusyError, CheckpointError, RecipeMismatchError, RunFolder
@@ -38,6 +40,21 @@ PROC = Recipe(
 
 def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_cpu_keeps_its_memory_while_it_trains_and_no_longer(tmp_path, monkeypatch):
+    log, real = [], training.loop
+
+    @contextmanager
+    def kept():
+        log.append("begins")
+        yield
+        log.append("ends")
+
+    monkeypatch.setattr(training, "reused_memory", kept)
+    monkeypatch.setattr(training, "loop", lambda *given: (log.append("trains"), real(*given))[1])
+    train(ALLCONV.replace(epochs=1), tmp_path, device="cpu")
+    assert log == ["begins", "trains", "ends"]
 
 
 @pytest.mark.parametrize(
