@@ -222,8 +222,22 @@ def _command() -> str:
     """How the run was started: `RESID_COMMAND` where a runner sets it."""
     if command := os.environ.get("RESID_COMMAND"):
         return command
-    program = Path(sys.argv[0]).name
-    return "interactive notebook" if "ipykernel" in program else " ".join([program, *sys.argv[1:]])
+    program, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+    if "ipykernel" in program:  # whoever started the kernel knows; papermill, as a program, is its parent
+        parent = _arguments_of(os.getppid())
+        at = 1 if Path(*parent[1:2]).name == "papermill" else 2
+        if at == 2 and parent[1:3] != ["-m", "papermill"]:
+            return "interactive notebook"
+        program, arguments = "papermill", parent[at + 1 :]
+    return " ".join([program, *arguments])
+
+
+def _arguments_of(process: int) -> list[str]:
+    """Its command line, where the system shows it."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text().rstrip("\0").split("\0")
+    except OSError:
+        return []
 
 
 def git_commit() -> tuple[str | None, bool | None]:

@@ -35,6 +35,7 @@ from resid.ledger import (
     summary,
     verdicts,
 )
+from resid.ledger import run as run_module
 from resid.ledger.catalog import Claim, Smoke, _load
 from resid.ledger.evidence import from_json, to_json
 from resid.ledger.judge import judge_experiment
@@ -599,3 +600,32 @@ def test_links_only_to_pages_that_exist(tmp_path):
     text = scoreboard("hardt-ma", verdicts(tmp_path), pages={"linear/factor"})
     assert "[linear/factor](linear/factor.ipynb)" in text
     assert "(linear/landscape.ipynb)" not in text
+
+
+@pytest.mark.parametrize(
+    ("parent", "found"),
+    [
+        (["/v/bin/python", "/v/bin/papermill", "a.ipynb", "out.ipynb", "-p", "MODE", "full"],
+         "papermill a.ipynb out.ipynb -p MODE full"),
+        (["python3", "-m", "papermill", "a.ipynb", "b.ipynb"], "papermill a.ipynb b.ipynb"),
+        (["/v/bin/python", "/v/bin/jupyter-lab", "papermill"], "interactive notebook"),
+        (["/v/bin/python", "/v/bin/jupyter-lab"], "interactive notebook"),
+        ([], "interactive notebook"),
+    ],
+)  # fmt: skip
+def test_a_record_says_which_papermill_command_started_its_kernel(monkeypatch, parent, found):
+    monkeypatch.delenv("RESID_COMMAND", raising=False)
+    monkeypatch.setattr(sys, "argv", ["/v/ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setattr(run_module, "_arguments_of", lambda process: parent)
+    assert run_module._command() == found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system does not show command lines in /proc")
+def test_the_arguments_of_a_process():
+    command = [sys.executable, "-c", "input()", "two words"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        try:
+            assert run_module._arguments_of(process.pid) == command
+        finally:
+            process.communicate(b"\n", timeout=20)
+    assert run_module._arguments_of(-1) == []
