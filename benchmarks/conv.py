@@ -26,15 +26,16 @@ def _kernels() -> list[tuple[Tensor, int]]:
     return [(torch.randn(d, c, k, k, generator=generator), n) for d, c, k, n in LAYERS]
 
 
+def _after_a_step(K: Tensor, generator: torch.Generator) -> Tensor:
+    """A kernel moved by a hundredth of its norm, as a step of an optimiser would."""
+    step = torch.randn(K.shape, generator=generator)
+    return K + 0.01 * K.norm() / step.norm() * step
+
+
 def _moved() -> list[tuple[Tensor, int]]:
-    """Projected kernels, moved by a hundredth of their norm, as a step of an optimiser would."""
+    """Projected kernels, after a step."""
     generator = torch.Generator().manual_seed(1)
-    found = []
-    for K, n in _kernels():
-        P = project_norm_preserving(K, n)
-        step = torch.randn(K.shape, generator=generator)
-        found.append((P + 0.01 * P.norm() / step.norm() * step, n))
-    return found
+    return [(_after_a_step(project_norm_preserving(K, n), generator), n) for K, n in _kernels()]
 
 
 def _project_all(given: Any) -> None:
@@ -125,13 +126,12 @@ def _use(given: Any, times: int) -> None:
 
 
 def _trained(d: int, c: int, times: int, project: Any) -> Tensor:
-    """A kernel projected `times` times, moved by a hundredth of its norm."""
+    """A kernel projected `times` times, after a step."""
     generator = torch.Generator().manual_seed(0)
     K = torch.randn(d, c, 3, 3, generator=generator)
     for _ in range(times):
         K = project(K)
-    step = torch.randn(K.shape, generator=generator)
-    return K + 0.01 * K.norm() / step.norm() * step
+    return _after_a_step(K, generator)
 
 
 def _again(K: Tensor, times: int, project: Any) -> None:

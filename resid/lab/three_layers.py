@@ -98,7 +98,7 @@ def mean_of_convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Mean over the map of conv(x), (batch, channels out); odd kernel, stride 1, and zeros around that keep the size.
 
     The mean of a sum of shifted maps is the sum of the means of what each shift leaves inside, which one product with
-    the indicators of these windows gives: with nine taps a ninth of the convolution's work for one channel out.
+    the indicators of these windows gives: as much work as the convolution has for a single channel out.
     """
     (k, _), (h, w) = conv.kernel_size, x.shape[2:]
     windows = [
