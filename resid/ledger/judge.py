@@ -175,16 +175,25 @@ def _experiment(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, st
     recipes = {record.info["recipe"] for record, _ in full}
     if len(recipes) > 1:
         raise LedgerError(f"{claim.id}: recorded with the recipes {', '.join(map(str, sorted(map(str, recipes))))}")
+    # what a measurement is, up to a semicolon; remarks about the seeds of one record follow it
+    precisions, measurements = set(), set()
     for record, entry in full:
         assert isinstance(entry.evidence, Seeds)  # _unsound has seen to it
+        precisions.add(record.info["precision"])
+        measurements.add(entry.evidence.what.partition(";")[0])
         for seed, value in zip(entry.evidence.seeds, entry.evidence.values, strict=True):
             if seed in values:
                 raise LedgerError(f"{record.path}: {claim.id}: seed {seed} is recorded twice")
             values[seed] = value
+    for name, told in (("precisions", precisions), ("measurements", measurements)):
+        if len(told) > 1:
+            raise LedgerError(f"{claim.id}: records of the different {name} {' | '.join(sorted(told))}")
     if not values:
         return "not run", ""
     counted = sorted(values)[: claim.seeds]  # no more than were fixed beforehand, and those of the lowest numbers
     verdict, detail = judge_experiment(claim, [values[seed] for seed in counted])
+    if missing := sorted(set(range(counted[0], counted[-1])) - set(counted)):
+        detail += f"; no record of seed {', '.join(map(str, missing))}"
     left = len(values) - len(counted)
     return verdict, f"{detail}; {left} further seeds not counted" if left else detail
 

@@ -21,7 +21,7 @@ from resid.errors import OptionError
 from resid.ledger.catalog import get_claim
 from resid.ledger.errors import ClaimFailed, LedgerError
 from resid.ledger.evidence import Evidence, to_json
-from resid.ledger.store import record_name, write_record
+from resid.ledger.store import name_of, write_record
 
 MODES = ("smoke", "full")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -38,13 +38,24 @@ class Run:
     """
 
     def __init__(
-        self, mode: str, seeds: Sequence[int], folder: Path, recipe: str | None, precision: str, device: str
+        self,
+        mode: str,
+        seeds: Sequence[int],
+        folder: Path,
+        recipe: str | None,
+        precision: str,
+        device: str,
+        some_seeds: bool,
     ) -> None:
         if mode not in MODES:
             raise OptionError(f"mode = {mode!r}: one of {', '.join(map(repr, MODES))} is needed")
         if recipe is not None and not _RECIPE.fullmatch(recipe):
             raise OptionError(
                 f"recipe = {recipe!r}: letters, digits, - and _ are needed, it becomes part of a file name"
+            )
+        if some_seeds and not (len(set(seeds)) == len(seeds) > 0 and min(seeds) >= 0):
+            raise OptionError(
+                f"seeds = {list(seeds)!r}: distinct seeds from 0 on are needed for a record of some seeds"
             )
         commit, dirty = git_commit()
         self.folder = folder
@@ -66,6 +77,8 @@ class Run:
             "finished": False,
             "evidence": [],
         }
+        if some_seeds:
+            self._content["some_seeds"] = True
 
     @property
     def mode(self) -> str:
@@ -77,7 +90,7 @@ class Run:
         """The record file when the run is finished, before that the partial one, before the first claim the folder."""
         if not self._content["chapter"]:
             return self.folder
-        name = record_name(self._content["chapter"], self.mode, self._content["recipe"])
+        name = name_of(self._content)
         return self.folder / (name if self._content["finished"] else name.replace(".json", ".partial"))
 
     def record(self, claim_id: str, measured: Evidence, strict: bool | None = None) -> bool:
@@ -154,6 +167,7 @@ def start_run(
     recipe: str | None = None,
     precision: str = "float64",
     device: str = "cpu",
+    some_seeds: bool = False,
 ) -> Run:
     """Open a run; `record` and `finish_run` then refer to it.
 
@@ -163,12 +177,17 @@ def start_run(
         folder: for the record; default `RESID_RESULTS`, else `resid-results` in the working directory.
         recipe: hash of the recipe, for experiments with several; becomes part of the file's name.
         precision: of the computation. device: what computes, "cpu" or "cuda".
+        some_seeds: these are some of the seeds that the claims fix. The file's name then has their numbers, and
+            records of other seeds, from another day or another machine, count together with it.
 
     Raises:
-        OptionError: unknown mode, or a recipe that cannot be part of a file name.
+        OptionError: unknown mode, a recipe that cannot be part of a file name, or some seeds that are none, negative or
+            not distinct.
     """
     global _current
-    _current = Run(mode, seeds, records_folder() if folder is None else Path(folder), recipe, precision, device)
+    _current = Run(
+        mode, seeds, records_folder() if folder is None else Path(folder), recipe, precision, device, some_seeds
+    )
     return _current
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,21 @@ class Record:
         return self.info["mode"]
 
 
-def record_name(chapter: str, mode: str, recipe: str | None) -> str:
-    """The file name of a record: one for each chapter, mode and recipe."""
-    return ".".join(part for part in (chapter.replace("/", "-"), mode, recipe, "json") if part)
+def record_name(chapter: str, mode: str, recipe: str | None, seeds: Sequence[int] = ()) -> str:
+    """The file name of a record: one for each chapter, mode and recipe, and for each choice of seeds if some are given.
+
+    Example:
+        >>> record_name("norms/procrustes", "full", "figure-2", (10, 11))
+        'norms-procrustes.full.figure-2.seeds-10-11.json'
+    """
+    chosen = "-".join(map(str, ("seeds", *seeds))) if seeds else None
+    return ".".join(part for part in (chapter.replace("/", "-"), mode, recipe, chosen, "json") if part)
+
+
+def name_of(content: dict[str, Any]) -> str:
+    """The file name of a record with this content."""
+    seeds = content["seeds"] if content.get("some_seeds") else ()
+    return record_name(content["chapter"], content["mode"], content["recipe"], seeds)
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
@@ -88,7 +101,7 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path}: the content does not match its checksum: altered after the run; run it again")
     if not content["finished"]:
         raise RecordError(f"{path}: the run did not finish; run it again or remove the file")
-    name = record_name(content["chapter"], content["mode"], content["recipe"])
+    name = name_of(content)
     if path.name != name:
         raise RecordError(f"{path}: a record of this run is called {name}; a copy beside it would count twice")
     entries = tuple(

@@ -164,11 +164,13 @@ def check_part(chapter: str, part: str) -> None:
 def start_part(chapter: str, part: str, mode: str, count: int = 0, first: int = 0) -> tuple[int, ...]:
     """Open the run that a part records into, and return its seeds: see `resid.ledger.start_run` and `part_seeds`.
 
-    Everything but the counts is trained or timed in float32, on a GPU where there is one.
+    Everything but the counts is trained or timed in float32, on a GPU where there is one. With a count of seeds, or
+    another first one, the record is one of some seeds, and those of other seeds count together with it.
     """
     seeds, counts = part_seeds(chapter, part, count, first), part in ("counts", "parameters")
     device = "cuda" if torch.cuda.is_available() and not counts else "cpu"
-    start_run(mode, seeds, recipe=part, precision="float64" if counts else "float32", device=device)
+    some = bool(count or first) and not counts
+    start_run(mode, seeds, recipe=part, precision="float64" if counts else "float32", device=device, some_seeds=some)
     return seeds
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -567,6 +568,59 @@ def test_seeds_are_counted_once_of_one_recipe_and_no_more_than_fixed(tmp_path):
     found = verdicts(tmp_path / "more")[EXPERIMENT.id]
     assert found.verdict == "reproduced"
     assert "3 further seeds not counted" in found.detail
+
+
+def some_seeds(folder, seeds, what="w", precision="float32", value=None):
+    value = EXPERIMENT.target if value is None else value
+    run = start_run("full", seeds, folder, recipe="part", precision=precision, some_seeds=True)
+    record(EXPERIMENT.id, Seeds([value + seed / 1e6 for seed in seeds], seeds, what))
+    finish_run()
+    return run.path
+
+
+def test_records_of_some_seeds_count_together(tmp_path):
+    first = some_seeds(tmp_path, (0, 1))
+    assert first.name.endswith(".full.part.seeds-0-1.json")
+    assert verdict_of(tmp_path, EXPERIMENT.id).verdict == "consistent"
+    second = some_seeds(tmp_path, (2, 3, 4), "w; drawn again: 3")
+    found = verdict_of(tmp_path, EXPERIMENT.id)
+    assert found.verdict == "reproduced"
+    assert "5 seeds" in found.detail
+    assert "no record" not in found.detail
+    assert found.records == (first.name, second.name)
+    some_seeds(tmp_path, (2,))
+    with pytest.raises(LedgerError, match="seed 2 is recorded twice"):
+        verdicts(tmp_path)
+
+
+def test_a_seed_left_out_is_told(tmp_path):
+    for seeds in ((0, 1), (4,)):
+        some_seeds(tmp_path, seeds)
+    assert verdict_of(tmp_path, EXPERIMENT.id).detail.endswith("; no record of seed 2, 3")
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [({"what": "v"}, "measurements v | w"), ({"precision": "bfloat16"}, "precisions bfloat16 | float32")],
+)
+def test_records_of_different_measurements_are_not_mixed(tmp_path, other, told):
+    some_seeds(tmp_path, (0, 1))
+    some_seeds(tmp_path, (2, 3), **other)
+    with pytest.raises(LedgerError, match=re.escape(f"records of the different {told}")):
+        verdicts(tmp_path)
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1), (-1, 0)])
+def test_some_seeds_are_distinct_and_can_stand_in_a_name(tmp_path, seeds):
+    with pytest.raises(OptionError, match="distinct seeds from 0 on"):
+        start_run("full", seeds, tmp_path, some_seeds=True)
+
+
+def test_a_record_of_some_seeds_cannot_pass_for_one_of_others(tmp_path):
+    path = some_seeds(tmp_path, (0, 1))
+    path.rename(tmp_path / path.name.replace("0-1", "2-3"))
+    with pytest.raises(RecordError, match=r"a record of this run is called .*seeds-0-1"):
+        verdicts(tmp_path)
 
 
 def test_an_experiment_not_reproduced_does_not_stop_a_full_run(tmp_path):

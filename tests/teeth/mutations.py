@@ -511,6 +511,20 @@ MUTATIONS = (
         *LEDGER,
     ),
     Mutation(
+        "records of different measurements mixed",
+        "resid/ledger/judge.py",
+        'measurements.add(entry.evidence.what.partition(";")[0])',
+        'measurements.add("")',
+        *LEDGER,
+    ),
+    Mutation(
+        "a record of some seeds in the place of all",
+        "resid/ledger/store.py",
+        'content["seeds"] if content.get("some_seeds") else ()',
+        "()",
+        *LEDGER,
+    ),
+    Mutation(
         "checksum not compared",
         "resid/ledger/store.py",
         "    if claimed != _checksum(content):",

@@ -10,7 +10,7 @@ from torch import nn
 
 from resid.errors import OptionError
 from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
-from resid.ledger import Cases, Counterexample, Seeds, Verdict, claims, get_claim
+from resid.ledger import Cases, Counterexample, Seeds, Verdict, claims, get_claim, record
 from resid.nets.preact import PreActResNet, ProcResNet
 from resid.trials import cifar, cifar_counts, cifar_overhead, cifar_parts
 from resid.trials.cifar import DIGITS, MEASURES, evidence
@@ -284,6 +284,30 @@ def test_finished_parts_need_every_seed(tmp_path, monkeypatch):
     assert cifar_parts.finished_parts(chapter, 1, folder=tmp_path) == ("figure-2",)
     assert cifar_parts.seeds_of("li/figure-9-longer") == (0, 1, 2, 3, 4)
     assert cifar_parts.seeds_of("li/figure-9-longer", 2, first=7) == (7, 8)
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "seeds", "name"),
+    [
+        (0, 0, (0, 1, 2), "figure-2.partial"),
+        (2, 0, (0, 1), "figure-2.seeds-0-1.partial"),
+        (1, 2, (2,), "figure-2.seeds-2.partial"),
+        (0, 3, (3, 4, 5), "figure-2.seeds-3-4-5.partial"),
+    ],
+)
+def test_some_seeds_of_a_part_have_a_record_of_their_own(tmp_path, monkeypatch, count, first, seeds, name):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    assert cifar_parts.start_part("experiments/shortcut_depth_cifar", "figure-2", "full", count, first) == seeds
+    record("li/figure-2", Seeds([1.0] * len(seeds), seeds, "made up"))
+    assert [path.name for path in tmp_path.iterdir()] == [f"experiments-shortcut_depth_cifar.full.{name}"]
+
+
+def test_counts_do_not_depend_on_seeds(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    cifar_parts.start_part("experiments/shortcut_depth_cifar", "counts", "full", 2, 1)
+    for claim, found in cifar_parts.part_evidence("experiments/shortcut_depth_cifar", "counts"):
+        record(claim, found)
+    assert [path.name for path in tmp_path.iterdir()] == ["experiments-shortcut_depth_cifar.full.counts.partial"]
 
 
 def test_the_evidence_of_a_part(monkeypatch):
