@@ -676,9 +676,10 @@ def test_a_record_says_which_papermill_command_started_its_kernel(monkeypatch, p
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system does not show command lines in /proc")
 def test_the_arguments_of_a_process():
-    command = [sys.executable, "-c", "input()", "two words"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", "print(flush=True); input()", "two words"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
+            assert process.stdout.readline() == b"\n"  # it has begun: before that, its command line is empty
             assert run_module._arguments_of(process.pid) == command
         finally:
             process.communicate(b"\n", timeout=20)
