@@ -84,7 +84,7 @@ def figure_2(
     runs = {projected: {pair: found[pair, projected] for pair in pairs} for projected in which}
     shown = ", ".join(f"{c} to {d}" for c, d in pairs)
     what = f"{study.data.name}, {epochs} epochs, {kernel} x {kernel}, rate {study.recipe.rate:g}, channels {shown}"
-    return Figure2(runs, tuple(seeds), what)
+    return Figure2(runs, tuple(seeds), what + _kept(study))
 
 
 def energy_assumption(
@@ -95,4 +95,10 @@ def energy_assumption(
     shares = [float(run.last_epoch("share").mean()) / 0.5 for run in runs]
     net = f"ProcResNet-22 of width {width}, both transitions"
     what = f"{study.data.name}, {epochs} epochs, rate {study.recipe.rate:g}, {net}"
-    return Seeds(shares, seeds, what), runs
+    return Seeds(shares, seeds, what + _kept(study)), runs
+
+
+def _kept(study: NormStudy) -> str:
+    """A remark on the trainings that an earlier process had made: the seconds on record do not have theirs."""
+    kept = study.journal.reused
+    return f"; {kept} of {kept + study.journal.computed} trainings made by an earlier process" if kept else ""

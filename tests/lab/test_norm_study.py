@@ -308,6 +308,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(norm_study, "follow_three_layers", real)
     resumed, journal = run(tmp_path)
     assert (journal.reused, journal.computed) == (3, 5)
+    assert resumed.what == f"{whole.what}; 3 of 8 trainings made by an earlier process"
     for projected in (False, True):
         for pair in pairs:
             for a, b in zip(whole.runs[projected][pair], resumed.runs[projected][pair], strict=True):
