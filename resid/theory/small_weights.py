@@ -31,6 +31,7 @@ __all__ = [
     "apply_units",
     "construct_small_weight_network",
     "isolating_unit",
+    "least_parameter_norm",
     "least_stretch",
     "max_norm_bound",
     "minimum_distance",
@@ -357,6 +358,30 @@ def total_norm_bound(rho: float, samples: int) -> float:
         True
     """
     return 2 * math.pi * math.sqrt(2 * as_depth("samples", samples)) / check_positive("rho", rho)
+
+
+def least_parameter_norm(X: Any, Y: Any) -> float:
+    """A lower bound on the norm of all weights and biases of units (3) that send X to Y, whatever their number.
+
+    The square is 2 (arsinh(|x| + |y - x|) - arsinh |x|), the largest over the samples. A unit moves h by at most
+    |W2| (|W1| |h| + |b|) <= (|W1|^2 + |W2|^2 + |b|^2) sqrt(1 + |h|^2)/2, and |h| is at most |x| plus the way so far.
+    Attained for y = t x, t > 1, in the limit of many units. Without the biases there is no such bound. Not in the
+    paper.
+
+    Args:
+        X, Y: inputs and outputs, (n, d).
+
+    Example:
+        >>> axes = torch.eye(3)
+        >>> round(least_parameter_norm(axes[:1], axes[1:2]), 4)
+        1.2111
+    """
+    inputs, outputs = as_real("X", X), as_real("Y", Y)
+    if inputs.ndim != 2 or 0 in inputs.shape or outputs.shape != inputs.shape:
+        raise ShapeError(f"X, Y have the shapes {tuple(inputs.shape)}, {tuple(outputs.shape)}: (n, d) twice is needed")
+    inputs, outputs = inputs.to(torch.float64), outputs.to("cpu", torch.float64)
+    start, way = inputs.cpu().norm(dim=1), (outputs - inputs.cpu()).norm(dim=1)
+    return float((2 * (torch.asinh(start + way) - torch.asinh(start))).max().sqrt())
 
 
 def apply_units(weights: Any, biases: Any, X: Any) -> Tensor:

@@ -17,6 +17,7 @@ from resid.theory.small_weights import (
     apply_units,
     construct_small_weight_network,
     isolating_unit,
+    least_parameter_norm,
     least_stretch,
     max_norm_bound,
     minimum_distance,
@@ -181,16 +182,23 @@ def rate_of_fall(seeds: Sequence[int], m: int = 20, d: int = 10) -> Seeds:
 
 @dataclass(frozen=True)
 class NormTrial:
-    """Outcome of `distance_from_zero`: the formula, the norm at two depths, and the worst relative gap to the limit."""
+    """Outcome of `distance_from_zero`.
+
+    formula: of the construction's norm. bound: what no network falls below. against: the bound, for one sample.
+    limit: worst relative gap of the construction's norm to its limit. sharpest: bound over norm, the largest of all.
+    """
 
     formula: Cases
-    deeper: Counterexample
+    bound: Cases
+    against: Counterexample
     limit: float
+    sharpest: float
 
 
 def distance_from_zero(n: int, generator: Generator) -> NormTrial:
-    """Sum of squares of all weights, from the dense matrices, against 4 sum(delta)/rho'^2 with measured moves."""
-    errors, limits = [], []
+    """Sum of squares of all weights, from the dense matrices, against 4 sum(delta)/rho'^2 with measured moves; and the
+    norm of all weights and biases of networks of all kinds against the least that their outputs allow."""
+    errors, limits, shares = [], [], []
     for case in range(n):
         d, m, steps = 3 + case % 8, 2 + case % 9, (1, 3, 8, 40)[case % 4]
         X, Y = random_samples(m, d, generator)
@@ -202,13 +210,43 @@ def distance_from_zero(n: int, generator: Generator) -> NormTrial:
         errors.append(abs(total / float(4 * moves / clearance**2) - 1))
         if steps == 40:
             limits.append(abs(total * clearance**2 / (4 * sum(path.length for path in network.paths)) - 1))
-    shallow, deep = (construct_small_weight_network(X, Y, steps * m).total_norm for steps in (4, 16))
-    against = Counterexample(deep, shallow, "<=", "norm of all weights with 16 units a sample, with 4")
+        weights, biases = _other_units(case, d, generator)
+        for W, b, inputs in ((network.weights, network.biases, X), (weights, biases, X[:3]), _outward(X[0], steps)):
+            least = least_parameter_norm(inputs, apply_units(W, b, inputs))
+            shares.append(least / math.hypot(float(W.norm()), float(b.norm())))
+    axes = torch.eye(3, dtype=torch.float64)
+    least = least_parameter_norm(axes[:1], axes[1:2])
+    what = "norm of all weights and biases that send e_1 to e_2, at the least, at every depth; 1, below which it falls"
     return NormTrial(
         Cases(n, worst_of(errors), "random samples, d = 3..10, R = m..40m", statement="corrected"),
-        against,
+        Cases(n, worst_of([max(0.0, share - 1) for share in shares]), "constructed, random, outward", "corrected"),
+        Counterexample(least, 1.0, "<=", what),
         worst_of(limits),
+        worst_of(shares),
     )
+
+
+def _other_units(case: int, d: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Dense random units, from nearly nothing to wild, one to twelve of them; every other time without biases."""
+    units, size = 1 + case % 12, 10.0 ** (case % 5 - 3)
+    weights = size * torch.randn(units, 2, d, d, generator=generator, dtype=torch.float64)
+    biases = size * torch.randn(units, d, generator=generator, dtype=torch.float64)
+    return weights, biases if case % 2 else torch.zeros_like(biases)
+
+
+def _outward(x: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights and biases of units that move x outwards at the least cost, and x: for these the bound is sharp."""
+    at, weights, biases = x, [], []
+    for _ in range(steps):
+        size = float(at.norm())
+        v = math.sqrt(1.5 / steps)
+        W, b = x.new_zeros(2, len(x), len(x)), x.new_zeros(len(x))
+        W[0, 0], b[0] = v * at / math.hypot(size, 1), v / math.hypot(size, 1)
+        W[1, :, 0] = v * at / size
+        at = at + W[1, :, 0] * (W[0, 0] @ at + b[0])
+        weights.append(W)
+        biases.append(b)
+    return torch.stack(weights), torch.stack(biases), x[None]
 
 
 def distinct_outputs(n: int, generator: Generator) -> Cases:

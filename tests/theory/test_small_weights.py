@@ -15,6 +15,7 @@ from resid.theory.small_weights import (
     apply_units,
     construct_small_weight_network,
     isolating_unit,
+    least_parameter_norm,
     least_stretch,
     max_norm_bound,
     minimum_distance,
@@ -350,6 +351,52 @@ def test_ordered_dot_is_the_inner_product(d):
     np.testing.assert_allclose(ordered_dot(a, b), (a * b).sum(1), rtol=1e-12, atol=1e-14)
 
 
+def descend_on_norm(start, units, seed, steps=400):
+    """bound over norm of all weights and biases, made as large as gradient descent can from random units."""
+    d = len(start)
+    W = (0.3 * torch.randn(units, 2, d, d, generator=generator(seed), dtype=F64)).requires_grad_()
+    b = (0.3 * torch.randn(units, d, generator=generator(seed + 1), dtype=F64)).requires_grad_()
+    optimizer = torch.optim.Adam([W, b], lr=0.02)
+    best = 0.0
+    for _ in range(steps):
+        optimizer.zero_grad()
+        way = (apply_units(W, b, start[None])[0] - start).norm()
+        square = 2 * (torch.asinh(start.norm() + way) - torch.asinh(start.norm()))
+        ratio = (square / (W.square().sum() + b.square().sum())).sqrt()
+        best = max(best, ratio.item())
+        (-ratio).backward()
+        optimizer.step()
+    return best, W.detach(), b.detach()
+
+
+@pytest.mark.parametrize(
+    ("units", "size", "attained"), [(1, 1.0, 0.99), (6, 1.0, 0.99), (6, 0.1, 0.97), (3, 4.0, 0.97)]
+)
+def test_no_units_are_nearer_to_zero_than_their_outputs_allow(units, size, attained):
+    x = size * on_sphere(torch.randn(1, 3, generator=generator(3), dtype=F64))
+    best, W, b = descend_on_norm(x[0], units, 5)
+    assert attained < best <= 1
+    norm = math.hypot(float(W.norm()), float(b.norm()))
+    assert attained < least_parameter_norm(x, apply_units(W, b, x)) / norm <= 1
+
+
+def test_the_least_norm_is_that_of_the_farthest_sample():
+    X, Y = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.1], [3.0, 2.0], [0.0, 1.0]])
+    one_by_one = [least_parameter_norm(X[i : i + 1], Y[i : i + 1]) for i in range(3)]
+    assert one_by_one[1] == pytest.approx(math.sqrt(2 * (math.asinh(5) - math.asinh(2))))
+    assert one_by_one[2] == pytest.approx(math.sqrt(2 * math.asinh(1)))
+    assert least_parameter_norm(X, Y) == max(one_by_one)
+    assert least_parameter_norm(X, X) == 0
+
+
+def test_without_its_biases_a_unit_can_be_as_near_to_zero_as_one_likes():
+    x, way = torch.tensor([[1.0, 0.0]], dtype=F64), torch.tensor([-1.0, 1.0], dtype=F64)
+    W, b = torch.zeros(1, 2, 2, 2, dtype=F64), torch.tensor([[1e6, 0.0]], dtype=F64)
+    W[0, 1, :, 0] = way / 1e6
+    assert torch.allclose(apply_units(W, b, x), x + way)
+    assert float(W.norm()) < 1e-5 < least_parameter_norm(x, x + way)
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
@@ -388,6 +435,8 @@ def test_bad_input_is_named():
         (lambda: apply_units(E, E, X), ShapeError, r"weights has shape \(3, 3\)"),
         (lambda: apply_units(torch.zeros(2, 2, 3, 3), E, X), ShapeError, "biases has shape"),
         (lambda: least_stretch(torch.zeros(2, 3, 3, 3)), ShapeError, r"\(units, 2, d, d\)"),
+        (lambda: least_parameter_norm(torch.zeros(2, 3), torch.zeros(3, 3)), ShapeError, r"\(n, d\) twice"),
+        (lambda: least_parameter_norm(torch.zeros(3), torch.zeros(3)), ShapeError, r"\(n, d\) twice"),
     ):
         with pytest.raises(error, match=text):
             call()

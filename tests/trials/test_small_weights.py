@@ -29,8 +29,10 @@ def test_trials_of_the_theorem_pass():
     passes("li/eq-7-rate", trials.rate_of_fall((0, 1), m=8))
     norms = trials.distance_from_zero(12, generator())
     passes("li/section-4.1-closer-to-zero", norms.formula)
-    passes("li/section-4.1-closer-to-zero", norms.deeper)
+    passes("li/section-4.1-closer-to-zero", norms.bound)
+    passes("li/section-4.1-closer-to-zero", norms.against)
     assert norms.limit < 0.01
+    assert 0.95 < norms.sharpest <= 1
 
 
 def test_trials_of_the_limits_pass():
