@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from resid.errors import OptionError, ResidError
+from resid.errors import NotFiniteError, OptionError, ResidError
 from resid.lab.batches import seed_of
 from resid.lab.checkpoint import RunFolder
 from resid.lab.probes import blocks_of, mean_weight_norm, watch_gradients
@@ -26,6 +26,7 @@ from resid.lab.recipes import Recipe, build_network
 from resid.lab.sources import Feed, Source, open_source
 from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import ProcrustesProjection, input_sizes
+from resid.theory._float32 import float32_products
 
 __all__ = ["DivergedError", "Engine", "Stop", "numerics"]
 
@@ -141,6 +142,20 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    def update(self) -> None:
+        """One step of the optimiser, with the projection that follows it.
+
+        Raises:
+            DivergedError: a kernel that is to be projected is not finite. The loss will not be, either.
+        """
+        try:
+            self.optimizer.step()
+        except NotFiniteError:
+            self._bad = self._bad.clamp(max=self.step)
+            self._totals()
+            raise
+        self.optimizer.zero_grad()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of forward passes."""
@@ -276,17 +291,12 @@ class Stop:
 @contextmanager
 def numerics(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
     """TF32 on GPUs only where the recipe asks for it; what was set before comes back."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
     benchmark = torch.backends.cudnn.benchmark
-    for backend in backends:
-        backend.fp32_precision = "tf32" if recipe.precision == "tf32" else "ieee"
     torch.backends.cudnn.benchmark = ranks.device.type == "cuda"
     try:
-        yield
+        with float32_products("tf32" if recipe.precision == "tf32" else "ieee"):
+            yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
         torch.backends.cudnn.benchmark = benchmark
 
 

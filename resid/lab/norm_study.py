@@ -11,7 +11,6 @@ stopped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from resid.lab.three_layers import ThreeLayers
 from resid.lab.workers import Workers
 from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import ProcrustesProjection
+from resid.theory._float32 import float32_products
 from resid.theory.polar import polar_factor
 
 __all__ = [
@@ -61,6 +61,7 @@ SOURCES = tuple(
         "theory/polar.py",
         "theory/_conv_geometry.py",
         "theory/_check.py",
+        "theory/_float32.py",
     )
 )
 
@@ -148,18 +149,6 @@ def _steps(data: Images, recipe: Recipe, seeds: Sequence[int], epochs: int) -> I
 # ----------------------------------------------------------------------------------------------------------- trainings
 
 
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32, neither in the convolutions nor in the matrix products of the projection."""
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, conv.allow_tf32
-    try:
-        matmul.allow_tf32 = conv.allow_tf32 = False
-        yield
-    finally:
-        matmul.allow_tf32, conv.allow_tf32 = before
-
-
 def _range_share(weight: Tensor, gradient: Tensor) -> Tensor:
     """Share (nets,) of the energy of output gradients (batch, nets, d, h, w) in the range of circular convolutions."""
     if weight.shape[1] <= weight.shape[2]:  # (nets, d, c, k, k)
@@ -198,7 +187,7 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 @reused_memory()
-@_full_precision()
+@float32_products()
 def follow_three_layers(
     data: Images,
     c: int,
@@ -269,7 +258,7 @@ def _passage(values: np.ndarray, per_epoch: int, seed: int) -> Passage:
 
 
 @reused_memory()
-@_full_precision()
+@float32_products()
 def follow_transitions(
     data: Images, seed: int, epochs: int, recipe: Recipe = DIGITS_TRANSITIONS, blocks: int = 2, width: int = 4
 ) -> Passage:

@@ -151,8 +151,7 @@ def loop(
                     loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
                     (loss * (ranks.count / batch.size)).backward()  # ranks are averaged, the last batch is smaller
                     engine.count(loss.detach(), logits.detach(), labels)
-            engine.optimizer.step()
-            engine.optimizer.zero_grad()
+            engine.update()
             engine.step += 1
             inside = engine.step % per_epoch != 0 and engine.step < last
             if inside and save_every and engine.step % save_every == 0:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resid.errors import ConvergenceError, NotFiniteError, ShapeError
 from resid.theory._check import check_option
+from resid.theory._float32 import float32_products
 
 __all__ = ["METHODS", "inverse_square_root", "polar_factor"]
 
@@ -146,12 +147,8 @@ def _polar(A: Tensor, method: str) -> Tensor:
     if A.shape[-2] < A.shape[-1]:  # work on tall matrices, whose Gram matrix A^H A is the small one
         return _polar(A.mH, method).mH.resolve_conj()
     flat = A.reshape(-1, *A.shape[-2:])
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
+    with float32_products():
         return _METHODS[method](flat).view(A.shape)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def accuracy(A: Tensor) -> float:

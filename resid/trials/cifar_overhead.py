@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resid.lab.experiment import UnfinishedError
+from resid.lab.journal import Journal
 from resid.ledger import Seeds
+from resid.ledger.run import device_name
 from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import input_sizes
 from resid.theory._check import check_option
+from resid.theory._float32 import float32_products
 from resid.theory.procrustes import project_norm_preserving
 from resid.theory.procrustes_released import released_projection
 
@@ -22,6 +28,19 @@ __all__ = ["ROUTES", "extra_percent", "measure_overhead", "overheads", "step_sec
 
 #: Nothing; iteration (9) at all frequencies as published, with the sign corrected; singular values; and ours.
 ROUTES = ("none", "published", "svd", "ours")
+#: Singular values take a hundred times as long as anything else, and are timed for a tenth of the steps.
+_SVD_SHARE = 10
+#: The code that decides what is timed, for the `Journal`.
+SOURCES = tuple(
+    Path(__file__).parents[1] / name
+    for name in (
+        "trials/cifar_overhead.py",
+        "nets/preact.py",
+        "theory/procrustes.py",
+        "theory/procrustes_released.py",
+        "theory/polar.py",
+    )
+)
 
 
 def svd_projection(kernel: Tensor, n: int) -> Tensor:
@@ -39,10 +58,28 @@ def svd_projection(kernel: Tensor, n: int) -> Tensor:
     return math.sqrt(d / c) * whole[..., :height, :width]
 
 
-def _projected(route: str, kernel: Tensor, n: int, stride: Any) -> Tensor:
-    if route == "published":
-        return released_projection(kernel, n, slip=False)
-    return svd_projection(kernel, n) if route == "svd" else project_norm_preserving(kernel, n, stride=stride)
+def _projected(route: str, kernel: Tensor, n: int, stride: tuple[int, ...]) -> Tensor:
+    """n: size of the map at the input. The published routes take that at the output."""
+    if route == "ours":
+        return project_norm_preserving(kernel, n, stride=stride)
+    at_output = -(-n // stride[0])
+    return (
+        released_projection(kernel, at_output, slip=False)
+        if route == "published"
+        else svd_projection(kernel, at_output)
+    )
+
+
+@contextmanager
+def _numerics(device: str) -> Iterator[None]:
+    """Float32 as the paper's cards had it, without TF32; and the fastest algorithms for convolutions."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = device.startswith("cuda")
+    try:
+        with float32_products():
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def step_seconds(
@@ -87,9 +124,10 @@ def step_seconds(
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
 
-    train(warmup)
-    began = time.perf_counter()
-    train(steps)
+    with _numerics(device):
+        train(warmup)
+        began = time.perf_counter()
+        train(steps)
     return (time.perf_counter() - began) / steps
 
 
@@ -104,15 +142,61 @@ def extra_percent(times: Mapping[str, float], route: str) -> float:
 
 
 def measure_overhead(
-    seeds: Sequence[int], depths: Sequence[int] = (166, 1003), clock: Callable[..., float] = step_seconds, **sizes: int
+    seeds: Sequence[int],
+    depths: Sequence[int] = (166, 1003),
+    clock: Callable[..., float] = step_seconds,
+    *,
+    journal: Journal | None = None,
+    max_seconds: float | None = None,
+    steps: int = 200,
+    warmup: int = 20,
+    **sizes: int,
 ) -> dict[tuple[int, int], dict[str, float]]:
-    """Seconds of a step by route, for each (depth, seed); on a GPU if there is one."""
+    """Seconds of a step by route, for each (depth, seed); on a GPU if there is one.
+
+    The least of the depths has all routes, the others all but singular values, which the claims do not need there. The
+    routes of one network are timed one after the other in one process, and kept together.
+
+    Args:
+        seeds, depths: of the networks. clock: times a step. journal: keeps what was timed; default in memory.
+        max_seconds: no other network is begun after so long. steps, warmup, sizes: of `step_seconds`.
+
+    Raises:
+        UnfinishedError: the time was up; the same call goes on.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {
-        (depth, seed): {route: clock(depth, route, seed, device=device, **sizes) for route in ROUTES}
-        for seed in seeds
-        for depth in depths
-    }
+    journal = Journal("cifar-overhead", SOURCES, None) if journal is None else journal
+    began = time.monotonic()
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    wanted = [(depth, seed) for seed in seeds for depth in depths]
+    for depth, seed in wanted:
+        routes = [route for route in ROUTES if route != "svd" or depth == min(depths)]
+
+        def timed(depth: int = depth, seed: int = seed, routes: Sequence[str] = routes) -> dict[str, np.ndarray]:
+            return {
+                route: np.array(
+                    clock(
+                        depth,
+                        route,
+                        seed,
+                        device=device,
+                        steps=max(2, steps // _SVD_SHARE) if route == "svd" else steps,
+                        warmup=min(2, warmup) if route == "svd" else warmup,
+                        **sizes,
+                    )
+                )
+                for route in routes
+            }
+
+        key = {"depth": depth, "seed": seed, "device": device_name(device), "steps": steps, "warmup": warmup, **sizes}
+        if max_seconds is not None and key not in journal and time.monotonic() - began >= max_seconds:
+            raise UnfinishedError(
+                f"{len(found)} of {len(wanted)} networks are timed (max_seconds is over); what is done is kept, and "
+                "the same command goes on",
+                {},
+            )
+        found[depth, seed] = {route: float(value) for route, value in journal(key, timed).items()}
+    return found
 
 
 def overheads(times: Mapping[tuple[int, int], Mapping[str, float]]) -> dict[str, Seeds]:

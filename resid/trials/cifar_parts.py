@@ -10,12 +10,13 @@ import torch
 
 from resid.errors import OptionError
 from resid.lab.experiment import finished_runs, run_recipes
+from resid.lab.journal import Journal
 from resid.lab.paper_recipes import FOR_CLAIM
 from resid.ledger import Verdict, get_claim, start_run, verdicts
 from resid.ledger.evidence import Evidence
 from resid.trials.cifar import evidence, recipes_of
 from resid.trials.cifar_counts import counted
-from resid.trials.cifar_overhead import measure_overhead, overheads
+from resid.trials.cifar_overhead import SOURCES, measure_overhead, overheads
 from resid.trials.imagenet import parameter_evidence
 
 __all__ = [
@@ -197,7 +198,10 @@ def part_evidence(
     elif part == "overhead":
         if not torch.cuda.is_available():
             raise OptionError("PART = 'overhead': its claims are about the time of a step on a GPU, and there is none")
-        yield from overheads(measure_overhead(part_seeds(chapter, part, count, first))).items()
+        kept = Journal("cifar-overhead", SOURCES)
+        seeds = part_seeds(chapter, part, count, first)
+        times = measure_overhead(seeds, journal=kept, max_seconds=options.get("max_seconds"))
+        yield from overheads(times).items()
     else:
         runs = run_recipes(recipes_of(claims), part_seeds(chapter, part, count, first), **options)
         for claim in claims:

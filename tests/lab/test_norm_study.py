@@ -26,6 +26,7 @@ from resid.lab.norm_study import (
 from resid.lab.three_layers import ThreeLayers
 from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import ProcrustesProjection
+from resid.theory._float32 import float32_products
 from resid.theory.conv_spectrum import conv_matrix
 from resid.trials import norm_drift
 
@@ -218,19 +219,16 @@ def test_training_leaves_the_global_generator_and_the_precision_alone(monkeypatc
     real = norm_study._backward
 
     def watching(*given):
-        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
         return real(*given)
 
     monkeypatch.setattr(norm_study, "_backward", watching)
-    state, allowed = torch.get_rng_state(), torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = True
-    try:
+    state = torch.get_rng_state()
+    with float32_products("tf32"):
         follow_three_layers(synthetic(), 2, 2, True, (0,), 1, SMALL)
         follow_transitions(synthetic(), 0, 1, SMALL, blocks=1, width=2)
-        assert torch.backends.cudnn.allow_tf32
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
-    assert set(seen) == {(False, False)}
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert set(seen) == {("ieee", "ieee")}
     assert torch.equal(state, torch.get_rng_state())
 
 

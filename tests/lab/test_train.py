@@ -229,6 +229,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert [p.name[:14] for p in RunFolder(tmp_path, recipe).checkpoints()] == ["step-000000004"]
 
 
+def test_kernels_that_are_not_finite_and_are_to_be_projected_stop_the_run_as_diverged(tmp_path):
+    """The projection meets weights that are not finite before the end of the epoch asks for the loss."""
+    recipe = PROC.replace(projection_probability=None, projection_every=1, lr=1e30)
+    with pytest.raises(DivergedError, match=r"step 1 \(epoch 0, learning rate 1e\+30\)"):
+        train(recipe, tmp_path)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["error"], status["step"]) == ("failed", "DivergedError", 1)
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path):
     with RunFolder(tmp_path, ALLCONV).opened(True), pytest.raises(BusyError, match="another process is writing"):
         train(ALLCONV, tmp_path)
@@ -282,6 +291,14 @@ def test_projection_keeps_the_linear_convolutions_norm_preserving(tmp_path):
         sigma[every] = torch.linalg.svdvals(weight)
     assert float(sigma[1].max() / sigma[1].min()) == pytest.approx(1, abs=1e-4)
     assert float(sigma[None].max() / sigma[None].min()) > 1.5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_projection_has_full_precision_in_every_training(tmp_path, precision):
+    recipe = PROC.replace(projection_probability=None, projection_every=1, precision=precision)
+    weight = train(recipe, tmp_path).weights()["transitions.1.weight"][:, :, 0, 0]
+    sigma = torch.linalg.svdvals(weight)
+    assert float(sigma.max() / sigma.min()) == pytest.approx(1, abs=1e-4)
 
 
 def test_precision_is_as_asked_and_put_back(tmp_path):

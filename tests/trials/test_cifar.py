@@ -1,6 +1,7 @@
 """Every measure on made-up metrics, with the number worked out by hand; counts; parts and their parameter files."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from torch import nn
 
 from resid.errors import OptionError
+from resid.lab.experiment import UnfinishedError
+from resid.lab.journal import Journal
 from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
 from resid.ledger import Cases, Counterexample, Seeds, Verdict, claims, get_claim, record
 from resid.nets.preact import PreActResNet, ProcResNet
@@ -329,12 +332,16 @@ def test_the_evidence_of_a_part(monkeypatch):
     counted = list(cifar_parts.part_evidence("experiments/shortcut_depth_cifar", "counts"))
     assert [claim for claim, _ in counted] == ["li/section-5.3.2-parameters"]
     times = {(depth, seed): {"none": 1.0, "published": 2.0, "svd": 3.0} for depth in (1, 2) for seed in (0, 1, 2)}
-    monkeypatch.setattr(cifar_parts, "measure_overhead", lambda seeds: {key: times[key] for key in times})
+    given = []
+    monkeypatch.setattr(cifar_parts, "measure_overhead", lambda seeds, **more: (given.append(more), times)[1])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(OptionError, match="on a GPU, and there is none"):
         next(cifar_parts.part_evidence("experiments/procresnet_cifar", "overhead"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert len(dict(cifar_parts.part_evidence("experiments/procresnet_cifar", "overhead"))) == 3
+    found = cifar_parts.part_evidence("experiments/procresnet_cifar", "overhead", nproc=1, max_seconds=7.0)
+    assert len(dict(found)) == 3
+    assert [more["max_seconds"] for more in given] == [7.0]
+    assert given[0]["journal"].folder is not None
 
 
 def test_the_table_shows_recorded_experiments_only():
@@ -395,11 +402,15 @@ def test_the_main_path_leaves_out_projections():
 def test_overhead_is_paired_by_seed_and_depth():
     seconds = {"none": 1.0, "published": 1.5, "svd": 4.0, "ours": 1.1}
 
-    def clock(depth, route, seed, device, steps):
-        assert steps == 3
+    def clock(depth, route, seed, device, steps, warmup):
+        assert (steps, warmup) == ((3, 2) if route == "svd" else (30, 4))
+        asked.append((depth, route, seed))
         return seconds[route] * depth * (1 + seed) + (0.1 * depth if route == "published" and seed else 0)
 
-    times = cifar_overhead.measure_overhead((0, 1), (166, 1003), clock, steps=3)
+    asked = []
+    times = cifar_overhead.measure_overhead((0, 1), (166, 1003), clock, steps=30, warmup=4)
+    assert [(depth, seed) for depth, route, seed in asked if route == "svd"] == [(166, 0), (166, 1)]
+    assert len(asked) == 2 * 4 + 2 * 3
     times[1003, 0]["published"] = 1.2 * times[1003, 0]["none"]
     found = cifar_overhead.overheads(times)
     assert set(found) == set(PARTS["experiments/procresnet_cifar"]["overhead"])
@@ -420,9 +431,54 @@ def test_overhead_runs_every_route(monkeypatch):
     assert called == [(route, n) for route in cifar_overhead.ROUTES[1:] for _ in range(2) for n in (8, 8, 4)]
 
 
+def test_the_published_routes_work_at_the_size_of_the_output(monkeypatch):
+    sizes = []
+    for name in ("released_projection", "svd_projection", "project_norm_preserving"):
+        monkeypatch.setattr(
+            cifar_overhead, name, lambda kernel, n, name=name, **more: sizes.append((name, n, more.get("stride")))
+        )
+    for route in cifar_overhead.ROUTES[1:]:
+        for n, stride in ((32, (1, 1)), (32, (2, 2)), (16, (2, 2)), (7, (2, 2))):
+            cifar_overhead._projected(route, None, n, stride)
+    assert [n for name, n, _ in sizes if name == "released_projection"] == [32, 16, 8, 4]
+    assert [n for name, n, _ in sizes if name == "svd_projection"] == [32, 16, 8, 4]
+    assert [(n, stride) for name, n, stride in sizes if name == "project_norm_preserving"] == [
+        (32, (1, 1)), (32, (2, 2)), (16, (2, 2)), (7, (2, 2))]  # fmt: skip
+
+
+def test_steps_are_timed_in_full_precision(monkeypatch):
+    seen = []
+    real = cifar_overhead.F.cross_entropy
+
+    def watching(*given):
+        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+        return real(*given)
+
+    monkeypatch.setattr(cifar_overhead.F, "cross_entropy", watching)
+    cifar_overhead.step_seconds(13, "none", steps=1, warmup=1, batch=2, width=1, size=8)
+    assert seen == [("ieee", "ieee")] * 2
+
+
+def test_timing_stops_when_the_time_is_up_and_goes_on(tmp_path):
+    asked, journal = [], Journal("cifar-overhead", (), tmp_path)
+
+    def clock(depth, route, seed, **more):
+        asked.append((depth, seed))
+        time.sleep(0.05)
+        return 1.0
+
+    with pytest.raises(UnfinishedError, match="1 of 2 networks are timed"):
+        cifar_overhead.measure_overhead((3,), (13, 22), clock, journal=journal, max_seconds=0.1)
+    again = Journal("cifar-overhead", (), tmp_path)
+    times = cifar_overhead.measure_overhead((3,), (13, 22), clock, journal=again, max_seconds=0.1)
+    assert asked == [(13, 3)] * 4 + [(22, 3)] * 3
+    assert set(times[13, 3]) == set(cifar_overhead.ROUTES)
+    assert set(times[22, 3]) == {"none", "published", "ours"}
+
+
 @pytest.mark.parametrize("shape", [(8, 3, 3, 3), (8, 4, 1, 1)])
 def test_routes_agree(shape):
     kernel = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = [cifar_overhead._projected(route, kernel, 8, 1) for route in cifar_overhead.ROUTES[1:]]
+    found = [cifar_overhead._projected(route, kernel, 8, (1, 1)) for route in cifar_overhead.ROUTES[1:]]
     for other in found[1:]:
         np.testing.assert_allclose(found[0], other, atol=1e-6)
