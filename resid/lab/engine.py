@@ -80,6 +80,7 @@ class Engine:
                 self.model, device_ids=[device] if device.index is not None else None
             )
 
+        self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         self.step, self.spent = 0, 0.0
         self.ratios: dict[str, float] | None = None
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, wrong, seen
@@ -202,6 +203,7 @@ class Engine:
             "epoch": epoch + 1, "step": self.step, "loss": loss / seen, "train_error": wrong / seen,
             **self.test(self.testing, "test"), "lr": rate, "weight_norm": mean_weight_norm(self.model).item(),
             "seconds": seconds, "images_per_second": seen / seconds, "ranks": self.ranks.count,
+            "device": self.device_name,
         }  # fmt: skip
         if self.source.checking is not None and self.step == self.recipe.total_steps(self.training.steps):
             line |= self.test(self.source.checking, "plain_train")

@@ -334,7 +334,8 @@ def evidence(claim_id: str, runs: Runs, seeds: Sequence[int], small: bool = Fals
         measure = functools.partial(_norm_slope, depths=depths, epochs=epochs)
     values = [measure([runs[name, seed] for name in names]) for seed in seeds]
     what = ", ".join(f"{name} ({RECIPES[name].hash})" for name in names)
-    return Seeds(values, seeds, what)
+    devices = {line["device"] for seed in seeds for name in names for line in runs[name, seed] if "device" in line}
+    return Seeds(values, seeds, f"{what}; trained on {', '.join(sorted(devices))}" if devices else what)
 
 
 def recipes_of(claims: Sequence[str], small: bool = False) -> tuple[str, ...]:

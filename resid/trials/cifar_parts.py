@@ -11,7 +11,7 @@ import torch
 from resid.errors import OptionError
 from resid.lab.experiment import finished_runs, run_recipes
 from resid.lab.journal import Journal
-from resid.lab.paper_recipes import FOR_CLAIM
+from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
 from resid.ledger import Verdict, get_claim, start_run, verdicts
 from resid.ledger.evidence import Evidence
 from resid.trials.cifar import evidence, recipes_of
@@ -114,6 +114,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
             "zaeemzadeh/section-4-overhead-svd"),
     },
 }  # fmt: skip
+_PRECISIONS = {"fp32": "float32", "tf32": "float32 with TF32", "bf16": "bfloat16"}
 #: Parts that train nothing: they count, or they measure time.
 COUNTS = ("counts", "parameters", "overhead")
 
@@ -165,13 +166,15 @@ def check_part(chapter: str, part: str) -> None:
 def start_part(chapter: str, part: str, mode: str, count: int = 0, first: int = 0) -> tuple[int, ...]:
     """Open the run that a part records into, and return its seeds: see `resid.ledger.start_run` and `part_seeds`.
 
-    Everything but the counts is trained or timed in float32, on a GPU where there is one. With a count of seeds, or
+    The device is the one that records; what was trained on another says so in its evidence. With a count of seeds, or
     another first one, the record is one of some seeds, and those of other seeds count together with it.
     """
     seeds, counts = part_seeds(chapter, part, count, first), part in ("counts", "parameters")
     device = "cuda" if torch.cuda.is_available() and not counts else "cpu"
     some = bool(count or first) and not counts
-    start_run(mode, seeds, recipe=part, precision="float64" if counts else "float32", device=device, some_seeds=some)
+    trained = {RECIPES[name].precision for claim in PARTS[chapter][part] for name in FOR_CLAIM.get(claim, ())}
+    precision = ", ".join(sorted(_PRECISIONS[name] for name in trained)) or ("float64" if counts else "float32")
+    start_run(mode, seeds, recipe=part, precision=precision, device=device, some_seeds=some)
     return seeds
 
 

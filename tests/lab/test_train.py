@@ -101,6 +101,7 @@ def test_metrics_weights_and_status(tmp_path):
     assert last["test_loss"] == pytest.approx(float(F.cross_entropy(logits, test.labels)), rel=1e-5)
     assert last["weight_norm"] == pytest.approx(float(mean_weight_norm(model)))
     assert last["images_per_second"] == pytest.approx(1433 / last["seconds"])
+    assert last["device"] == "CPU"
     before = (tmp_path / "weights.pt").stat().st_mtime_ns
     assert train(ALLCONV, tmp_path).metrics == result.metrics
     assert (tmp_path / "weights.pt").stat().st_mtime_ns == before, "a finished run is left alone"
@@ -351,7 +352,7 @@ def test_trackers_get_the_numbers(tmp_path, monkeypatch):
     kept = Kept()
     result = train(PROC, tmp_path, tracker=kept)
     assert [step for step, _ in kept.seen] == [5, 10]
-    assert kept.seen[1][1] == {k: v for k, v in result.metrics[1].items() if k != "ratios"}
+    assert kept.seen[1][1] == {k: v for k, v in result.metrics[1].items() if k not in ("ratios", "device")}
     with pytest.raises(OptionError, match="name = 'neptune'"):
         open_tracker("neptune", PROC, tmp_path)
 

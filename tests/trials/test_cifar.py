@@ -1,5 +1,6 @@
 """Every measure on made-up metrics, with the number worked out by hand; counts; parts and their parameter files."""
 
+import json
 import math
 import time
 
@@ -303,6 +304,28 @@ def test_some_seeds_of_a_part_have_a_record_of_their_own(tmp_path, monkeypatch, 
     assert cifar_parts.start_part("experiments/shortcut_depth_cifar", "figure-2", "full", count, first) == seeds
     record("li/figure-2", Seeds([1.0] * len(seeds), seeds, "made up"))
     assert [path.name for path in tmp_path.iterdir()] == [f"experiments-shortcut_depth_cifar.full.{name}"]
+
+
+def test_a_record_has_the_precision_of_its_recipes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    for precision, told in (("fp32", "float32"), ("bf16", "bfloat16")):
+        recipes = {name: recipe.replace(precision=precision) for name, recipe in RECIPES.items()}
+        monkeypatch.setattr(cifar_parts, "RECIPES", recipes)
+        cifar_parts.start_part("experiments/shortcut_depth_cifar", "figure-2", "full")
+        record("li/figure-2", Seeds([1.0], [0], "made up"))
+        (path,) = tmp_path.iterdir()
+        assert json.loads(path.read_text())["precision"] == told
+
+
+def test_evidence_says_on_what_it_was_trained():
+    claim = "zaeemzadeh/table-2-resnet1001-cifar10"
+    (name,) = FOR_CLAIM[claim]
+    runs = {(name, seed): run([1.0, 2.0]) for seed in (0, 1)}
+    before = evidence(claim, runs, (0, 1)).what
+    assert "trained" not in before
+    runs[name, 0][-1]["device"], runs[name, 1][0]["device"] = "a card", "CPU"
+    assert evidence(claim, runs, (0, 1)).what == f"{before}; trained on CPU, a card"
+    assert evidence(claim, runs, (0,)).what == f"{before}; trained on a card"
 
 
 def test_counts_do_not_depend_on_seeds(tmp_path, monkeypatch):
