@@ -373,8 +373,8 @@ def least_parameter_norm(X: Any, Y: Any) -> float:
 
     Example:
         >>> axes = torch.eye(3)
-        >>> round(least_parameter_norm(axes[:1], axes[1:2]), 4)
-        1.2111
+        >>> round(least_parameter_norm(axes[:1], axes[1:2]), 3)
+        1.211
     """
     inputs, outputs = as_real("X", X), as_real("Y", Y)
     if inputs.ndim != 2 or 0 in inputs.shape or outputs.shape != inputs.shape:

@@ -100,9 +100,7 @@ def residual_map(A: Any, W1: Any, W2: Any, radius: float = 1.0) -> SmoothMap:
             f"A, W1, W2 have shapes {tuple(A.shape)}, {tuple(W1.shape)}, {tuple(W2.shape)}: "
             "(d, d), (m, d), (d, m) are needed"
         )
-    sigma = torch.linalg.svdvals(A)
-    if not float(sigma[-1]) > 0:
-        raise DeterminantError("A is singular: h would not be invertible")
+    sigma = _invertible_singular_values(A)
     inner, outer = _norm(W1), _norm(W2)
     if inner * outer >= 1:
         raise OptionError(f"||W2|| ||W1|| = {inner * outer:.4g}: it must be below 1 for h to be invertible")
@@ -263,9 +261,7 @@ def _after(
     A = as_square("A", A)
     if len(A) < 2:
         raise ShapeError(f"A has shape {tuple(A.shape)}: at least two dimensions are needed")
-    sigma = torch.linalg.svdvals(A)
-    if not float(sigma[-1]) > 0:
-        raise DeterminantError("A is singular: h would not be invertible")
+    sigma = _invertible_singular_values(A)
 
     def whole(x: Tensor) -> Tensor:
         return value(x) @ A.mT.to(x)
@@ -284,6 +280,16 @@ def _eyes(x: Tensor) -> Tensor:
 def _shear_norm(s: float) -> float:
     """||[[1, 0], [s, 1]]||, which is also the norm of the inverse."""
     return (s + math.hypot(s, 2)) / 2
+
+
+def _invertible_singular_values(A: Tensor) -> Tensor:
+    sigma = torch.linalg.svdvals(A)
+    if float(sigma[-1]) <= len(sigma) * torch.finfo(A.dtype).eps * float(sigma[0]):
+        raise DeterminantError(
+            f"A is singular to its precision, and h would not be invertible: sigma_min = {float(sigma[-1]):.3g}, "
+            f"sigma_max = {float(sigma[0]):.3g}"
+        )
+    return sigma
 
 
 def _norm(W: Tensor) -> float:
