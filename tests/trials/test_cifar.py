@@ -495,6 +495,7 @@ def test_timing_stops_when_the_time_is_up_and_goes_on(tmp_path):
     again = Journal("cifar-overhead", (), tmp_path)
     times = cifar_overhead.measure_overhead((3,), (13, 22), clock, journal=again, max_seconds=0.1)
     assert asked == [(13, 3)] * 4 + [(22, 3)] * 3
+    assert cifar_overhead.measure_overhead((3,), (13, 22), clock, journal=again, max_seconds=0) == times  # all kept
     assert set(times[13, 3]) == set(cifar_overhead.ROUTES)
     assert set(times[22, 3]) == {"none", "published", "ours"}
 
