@@ -175,7 +175,12 @@ def time_steps(
         batch=batch, epochs=1, steps=None, lr=0.0, schedule="constant", milestones=(), decay_every=0, warmup=0,
         check_training=0, probe_epochs=(),
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as place, join_ranks(device) as ranks, numerics(timed, ranks), Stop() as stop:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        join_ranks(device) as ranks,
+        numerics(timed.precision, ranks.device),
+        Stop() as stop,
+    ):
         folder = RunFolder(place, timed)
         if ranks.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(ranks.device)

@@ -291,12 +291,12 @@ class Stop:
 
 
 @contextmanager
-def numerics(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
-    """TF32 on GPUs only where the recipe asks for it; what was set before comes back."""
+def numerics(precision: str, device: torch.device) -> Iterator[None]:
+    """TF32 on GPUs only for the precision "tf32", and there the fastest convolutions; both are put back afterwards."""
     benchmark = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = ranks.device.type == "cuda"
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     try:
-        with float32_products("tf32" if recipe.precision == "tf32" else "ieee"):
+        with float32_products("tf32" if precision == "tf32" else "ieee"):
             yield
     finally:
         torch.backends.cudnn.benchmark = benchmark

@@ -100,7 +100,7 @@ def train(
     with (
         join_ranks(device) as ranks,
         folder.opened(ranks.first),
-        numerics(recipe, ranks),
+        numerics(recipe.precision, ranks.device),
         reused_memory() if ranks.device.type == "cpu" else nullcontext(),
         Stop(max_seconds) as stop,
     ):

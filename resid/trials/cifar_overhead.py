@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resid.lab.engine import numerics
 from resid.lab.experiment import UnfinishedError
 from resid.lab.journal import Journal
 from resid.ledger import Seeds
@@ -20,7 +20,6 @@ from resid.ledger.run import device_name
 from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import input_sizes
 from resid.theory._check import check_option
-from resid.theory._float32 import float32_products
 from resid.theory.procrustes import project_norm_preserving
 from resid.theory.procrustes_released import released_projection
 
@@ -39,6 +38,7 @@ SOURCES = tuple(
         "theory/procrustes.py",
         "theory/procrustes_released.py",
         "theory/polar.py",
+        "theory/_float32.py",
     )
 )
 
@@ -68,18 +68,6 @@ def _projected(route: str, kernel: Tensor, n: int, stride: tuple[int, ...]) -> T
         if route == "published"
         else svd_projection(kernel, at_output)
     )
-
-
-@contextmanager
-def _numerics(device: str) -> Iterator[None]:
-    """Float32 as the paper's cards had it, without TF32; and the fastest algorithms for convolutions."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = device.startswith("cuda")
-    try:
-        with float32_products():
-            yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def step_seconds(
@@ -124,7 +112,7 @@ def step_seconds(
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
 
-    with _numerics(device):
+    with numerics("fp32", torch.device(device)):  # without TF32, as on the cards of the paper
         train(warmup)
         began = time.perf_counter()
         train(steps)

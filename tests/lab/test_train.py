@@ -302,13 +302,18 @@ def test_projection_has_full_precision_in_every_training(tmp_path, precision):
     assert float(sigma.max() / sigma.min()) == pytest.approx(1, abs=1e-4)
 
 
-def test_precision_is_as_asked_and_put_back(tmp_path):
-    ranks = Ranks(0, 1, torch.device("cpu"))
+def test_precision_is_as_asked_and_put_back(tmp_path, monkeypatch):
     before = torch.backends.cuda.matmul.fp32_precision
     for precision, wanted in (("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
-        with numerics(ALLCONV.replace(precision=precision), ranks):
+        with numerics(precision, torch.device("cpu")):
             assert torch.backends.cuda.matmul.fp32_precision == wanted
             assert torch.backends.cudnn.conv.fp32_precision == wanted
+    for device, fastest in (("cuda", True), ("cpu", False)):  # the devices are named only
+        with monkeypatch.context() as changed:
+            changed.setattr(torch.backends.cudnn, "benchmark", not fastest)
+            with numerics("fp32", torch.device(device)):
+                assert torch.backends.cudnn.benchmark == fastest
+            assert torch.backends.cudnn.benchmark == (not fastest)
     assert torch.backends.cuda.matmul.fp32_precision == before
     plain, half = train(ALLCONV, tmp_path / "a"), train(ALLCONV.replace(precision="bf16"), tmp_path / "b")
     assert all(value.dtype == torch.float32 for value in half.weights().values())
