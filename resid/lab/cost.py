@@ -30,6 +30,7 @@ from resid.lab.paper_recipes import RECIPES
 from resid.lab.ranks import Ranks, join_ranks
 from resid.lab.recipes import Recipe, build_network
 from resid.lab.sources import Source
+from resid.lab.step_graph import WARM_UP
 from resid.lab.train import loop
 from resid.theory._check import as_whole
 
@@ -163,7 +164,7 @@ def time_steps(
 
     Args:
         batch: over all ranks. device: default a GPU if there is one. steps: that count. warmup: before them, at least
-            one, in which kernels are chosen and compiled.
+            one, in which kernels are chosen, compiled and recorded.
 
     Raises:
         OptionError: numbers of no use. torch.OutOfMemoryError: the batch is too large.
@@ -171,6 +172,8 @@ def time_steps(
     for name, value in (("batch", batch), ("steps", steps), ("warmup", warmup)):
         if (whole := as_whole(value)) is None or whole < 1:
             raise OptionError(f"{name} = {value!r}: an integer of at least 1 is needed")
+    if recipe.graph and warmup <= WARM_UP:
+        raise OptionError(f"warmup = {warmup}: more than {WARM_UP} are needed where a step is recorded")
     timed = recipe.replace(
         batch=batch, epochs=1, steps=None, lr=0.0, schedule="constant", milestones=(), decay_every=0, warmup=0,
         check_training=0, probe_epochs=(),
@@ -185,8 +188,9 @@ def time_steps(
         if ranks.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(ranks.device)
         feed = _Synthetic(timed, ranks, warmup + steps)
-        with folder.opened(ranks.first):
-            loop(Engine(timed, ranks, folder, source=Source(feed, feed)), stop)
+        engine = Engine(timed, ranks, folder, source=Source(feed, feed))
+        with folder.opened(ranks.first), engine.stream():
+            loop(engine, stop)
         taken = [b - a for a, b in zip(feed.moments[warmup:], feed.moments[warmup + 1 :], strict=False)]
         cuda = ranks.device.type == "cuda"
         name = torch.cuda.get_device_name(ranks.device) if cuda else "CPU"

@@ -18,12 +18,13 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from resid.errors import NotFiniteError, OptionError, ResidError
-from resid.lab.batches import seed_of
+from resid.lab.batches import Batch, seed_of
 from resid.lab.checkpoint import RunFolder
 from resid.lab.probes import blocks_of, mean_weight_norm, watch_gradients
 from resid.lab.ranks import Ranks, under_torchrun
 from resid.lab.recipes import Recipe, build_network
 from resid.lab.sources import Feed, Source, open_source
+from resid.lab.step_graph import StepGraph
 from resid.nets.preact import ProcResNet
 from resid.nets.procrustes import ProcrustesProjection, input_sizes
 from resid.theory._float32 import float32_products
@@ -59,6 +60,8 @@ class Engine:
         self.recipe, self.ranks, self.folder, device = recipe, ranks, folder, ranks.device
         if recipe.compile == "reduce-overhead" and device.type != "cuda":
             raise OptionError(f"compile = 'reduce-overhead' records CUDA graphs: not on {device}")
+        if recipe.graph and ranks.count > 1:
+            raise OptionError(f"graph = True records the step of one process, and there are {ranks.count}")
         self.source = source = source or open_source(recipe, ranks, data, workers)
         self.training, self.testing = source.training, source.testing
 
@@ -84,7 +87,10 @@ class Engine:
         self.step, self.spent = 0, 0.0
         self.ratios: dict[str, float] | None = None
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, wrong, seen
-        self._bad = torch.tensor(NEVER, device=device)
+        self._bad, self._now = torch.tensor(NEVER, device=device), torch.tensor(0, device=device)
+        self._graph: StepGraph | None = None
+        if recipe.graph:
+            self._graph = StepGraph(self._differentiate, self.model.parameters(), device)
         self._saved = self._begun = time.monotonic()
 
     def resume(self) -> None:
@@ -135,14 +141,39 @@ class Engine:
         """Seconds of training in this epoch; none at its border."""
         return time.monotonic() - self._begun if self.step % self.training.steps else 0.0
 
+    def stream(self) -> AbstractContextManager[None]:
+        """What the loop has to run in."""
+        return self._graph.stream() if self._graph is not None else nullcontext()
+
     def set_rate(self) -> float:
         """Set the learning rate of this step, and return it; what compiled blocks gave in the last may go."""
         if self.recipe.compile == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
+        self._now.fill_(self.step)
         rate = self.recipe.rate(self.step, self.training.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    def differentiate(self, batch: Batch, probing: bool) -> None:
+        """Gradients of the mean loss of a batch over all ranks, and its sums; probing: ratios of the blocks, too."""
+        usual = not probing and batch.size == self.recipe.batch
+        if self._graph is not None and usual:
+            self._graph(batch.images, batch.labels)
+            return
+        with self._probed(probing), self.eager(not usual):
+            self._differentiate(batch.images, batch.labels, batch.size)
+
+    def _differentiate(self, images: Tensor, labels: Tensor, size: int | None = None) -> None:
+        """The same for this rank's share of a batch of `size` samples; default that of the recipe."""
+        scale = self.ranks.count / (size or self.recipe.batch)  # ranks are averaged, the last batch is smaller
+        for part, truth in self.parts(images, labels):  # whose gradients add up
+            with self._autocast():
+                logits = self.parallel(part)
+            smoothing = self.recipe.label_smoothing
+            loss = F.cross_entropy(logits.float(), truth, reduction="sum", label_smoothing=smoothing)
+            (loss * scale).backward()
+            self._count(loss.detach(), logits.detach(), truth)
 
     def update(self) -> None:
         """One step of the optimiser, with the projection that follows it.
@@ -153,12 +184,12 @@ class Engine:
         try:
             self.optimizer.step()
         except NotFiniteError:
-            self._bad = self._bad.clamp(max=self.step)
+            self._bad.clamp_(max=self.step)
             self._totals()
             raise
         self.optimizer.zero_grad()
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> AbstractContextManager[Any]:
         """The precision of forward passes."""
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
@@ -167,7 +198,7 @@ class Engine:
         return torch.compiler.set_stance("force_eager") if wanted and self.recipe.compile != "no" else nullcontext()
 
     @contextmanager
-    def probed(self, wanted: bool) -> Iterator[None]:
+    def _probed(self, wanted: bool) -> Iterator[None]:
         """Keep the gradient ratios of the pass within, over all ranks."""
         if not wanted:
             yield
@@ -185,14 +216,14 @@ class Engine:
                 yield part
         yield several[-1]
 
-    def count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add samples of the current step to the sums: their loss, summed, and their logits.
 
         Labels below zero are those of files that cannot be read: no error, and not seen.
         """
         valid = labels >= 0
         self._sums += torch.stack([loss, ((logits.argmax(1) != labels) & valid).sum(), valid.sum()])
-        self._bad = torch.where(torch.isfinite(loss), self._bad, self._bad.clamp(max=self.step))
+        self._bad.copy_(torch.where(torch.isfinite(loss), self._bad, self._bad.minimum(self._now)))
 
     def finish_epoch(self, epoch: int, rate: float) -> dict[str, Any]:
         """Test the network, and give the metrics of the epoch; the sums begin anew."""
@@ -227,7 +258,7 @@ class Engine:
         several = self.recipe.class_count > 5
         with self.eager(True):
             for images, labels, _ in batches.plain():
-                with self.autocast():
+                with self._autocast():
                     logits = self.model(images)
                 loss = F.cross_entropy(logits.float(), labels, reduction="sum")
                 best = logits.topk(5 if several else 1, dim=1).indices

@@ -50,7 +50,7 @@ LEAST: dict[str, float] = {
 }  # fmt: skip
 MOST: dict[str, float] = {"momentum": 1, "factor": 1, "label_smoothing": 1, "projection_probability": 1}
 #: Fields that came later: where they have their defaults JSON leaves them out, so that older hashes stay as they were.
-LATER = ("classes", "size", "micro_batch", "check_training")
+LATER = ("classes", "size", "micro_batch", "check_training", "graph")
 
 
 class RecipeError(ResidError):
@@ -80,7 +80,8 @@ class Recipe:
         normalize: pixels by the training set's mean and deviation per channel ("dataset") or each image by its own
             ("image"). pad, fill, flip: random crop and mirror, see `resid.lab.batches`; pad = 0 is no crop.
         precision: "fp32", "tf32", or "bf16" (autocast, weights in float32). channels_last: memory layout.
-        compile: blocks by torch.compile, "default", or "reduce-overhead", which records CUDA graphs.
+        compile: blocks by torch.compile, "default", or "reduce-overhead", which records CUDA graphs of them.
+        graph: forward and backward pass of the whole step as one CUDA graph, see `resid.lab.step_graph`.
         projection_every, projection_probability: project the linear convolutions of "proc" after every so many steps,
             or after each with this probability; neither: never.
         probe_epochs: epochs at whose first step the gradient ratios of the blocks are measured, 0 the first.
@@ -131,6 +132,7 @@ class Recipe:
     size: int | None = None
     micro_batch: int | None = None
     check_training: int = 0
+    graph: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", _frozen_options(self.options))
@@ -290,6 +292,10 @@ class Recipe:
             (
                 self.micro_batch is None or not self.probe_epochs,
                 "micro_batch, probe_epochs: gradients are probed where a share passes through the network at once",
+            ),
+            (
+                not self.graph or self.compile != "reduce-overhead",
+                "graph = True: compile = 'no' or 'default' is needed, for one graph cannot record others",
             ),
         ]
         for holds, text in rules:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from resid.errors import InterruptedRunError, ResidError
 from resid.lab.checkpoint import CheckpointError, RunFolder
@@ -107,7 +106,8 @@ def train(
         try:
             engine = Engine(recipe, ranks, folder, data_folder, workers)
             try:
-                return loop(engine, stop, save_every, tracker, say, background_saves)
+                with engine.stream():
+                    return loop(engine, stop, save_every, tracker, say, background_saves)
             finally:
                 engine.source.close()
         except InterruptedRunError:  # another try may well help
@@ -143,14 +143,7 @@ def loop(
         for batch in engine.training.epoch(epoch, first, last - epoch * per_epoch):
             rate = engine.set_rate()
             probing = engine.step == epoch * per_epoch and epoch in recipe.probe_epochs
-            with engine.probed(probing), engine.eager(probing or batch.size < recipe.batch):
-                for images, labels in engine.parts(batch.images, batch.labels):  # whose gradients add up
-                    with engine.autocast():
-                        logits = engine.parallel(images)
-                    smoothing = recipe.label_smoothing
-                    loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-                    (loss * (ranks.count / batch.size)).backward()  # ranks are averaged, the last batch is smaller
-                    engine.count(loss.detach(), logits.detach(), labels)
+            engine.differentiate(batch, probing)
             engine.update()
             engine.step += 1
             inside = engine.step % per_epoch != 0 and engine.step < last

@@ -179,6 +179,18 @@ def test_compiled_training(recipe, precision, mode, tmp_path):
     assert found[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.02 if precision == "fp32" else 0.1)
 
 
+@needs_gpu
+@pytest.mark.parametrize("compiled", ["no", "default"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recipe", [ALLCONV, PROC], ids=["allconv", "proc"])
+def test_recorded_training(recipe, precision, compiled, tmp_path):
+    recipe = recipe.replace(precision=precision, compile=compiled, channels_last=True)
+    plain = train(recipe, tmp_path / "plain", device=str(DEVICE)).metrics
+    found = train(recipe.replace(graph=True), tmp_path / "graph", device=str(DEVICE)).metrics
+    for name in ("loss", "test_loss"):
+        assert found[0][name] == pytest.approx(plain[0][name], rel=0.02 if precision == "fp32" else 0.1)
+
+
 # --------------------------------------------------------------------------------------------------- gradients followed
 
 
