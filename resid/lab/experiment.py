@@ -1,11 +1,15 @@
-"""Several recipes and seeds, one after the other: what is finished is read, what was stopped goes on."""
+"""Several recipes and seeds, one after the other or at once: what is finished is read, what was stopped goes on."""
 
 from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +63,7 @@ def run_recipes(
     *,
     max_seconds: float | None = None,
     nproc: int = 1,
+    at_once: int = 1,
     device: str | None = None,
     say: Callable[[str], None] | None = print,
     **more: Any,
@@ -73,38 +78,60 @@ def run_recipes(
         names: of `RECIPES`, or recipes by name. seeds: of weights, order, augmentation and projection.
         folder: of all runs, see `runs_folder`; each has its own below it. max_seconds: for all of them together.
         nproc: processes for each run, one for each GPU, by `launch`; with batch norm the number matters, see
-            `resid.lab.train`. device: see `train`. say: called with lines of text. more: data_folder,
-            workers, background_saves, save_every, of `train` and `launch`.
+            `resid.lab.train`. at_once: so many runs at a time, in processes of their own by `launch`, which share GPU
+            and CPUs: a small network alone leaves a GPU idle. device: see `train`. say: called with lines of text.
+            more: data_folder, workers, background_saves, save_every, of `train` and `launch`.
 
     Returns:
         (name, seed) -> a dictionary of metrics for each epoch, see `train`.
 
     Raises:
         UnfinishedError: not all are finished when the time is up, or after SIGTERM; the same call goes on.
-        OptionError: unknown name, no seed, or nproc of no use. And what `train` and `launch` raise.
+        OptionError: unknown name, no seed, or a number of no use. And what `train` and `launch` raise.
     """
-    whole = as_whole(nproc)
-    if whole is None or whole < 1:
-        raise OptionError(f"nproc = {nproc!r}: an integer of at least 1 is needed")
+    for what, value in (("nproc", nproc), ("at_once", at_once)):
+        if (whole := as_whole(value)) is None or whole < 1:
+            raise OptionError(f"{what} = {value!r}: an integer of at least 1 is needed")
     wanted = _wanted(names, seeds)
     say = say or (lambda line: None)
     ends = math.inf if max_seconds is None else time.monotonic() + max_seconds
     runs: Runs = {}
     reason = ""
-    for (name, seed), recipe in wanted.items():
+
+    def one(key: tuple[str, int], told: threading.Event | None = None) -> None:
+        nonlocal reason
+        (name, seed), recipe = key, wanted[key]
         place = run_folder(name, recipe, folder)
         found = _finished(place, recipe)
         left = ends - time.monotonic()
         if found is None and not reason and left > 0:
             say(f"{name}, seed {seed}: {'goes on' if place.exists() else 'begins'} in {place.name}")
             options = {"max_seconds": None if math.isinf(left) else left, "device": device, **more}
-            reason = _train(recipe, place, whole, say=_Sparse(name, seed, say), **options)
+            try:
+                reason = _train(recipe, place, nproc, at_once, told, say=_Sparse(name, seed, say), **options) or reason
+            except BaseException:
+                reason = "another run failed"  # those that wait do not begin
+                raise
             found = _finished(place, recipe)
         if found is not None:
             runs[name, seed] = found
             last = found[-1]
             ended = "the loss is not finite" if "diverged" in last else f"test error {100 * last['test_error']:.2f}%"
             say(f"{name}, seed {seed}: {last['epoch']} epochs, {ended}")
+
+    if at_once == 1:
+        for key in wanted:
+            one(key)
+    else:
+        with _told() as told, ThreadPoolExecutor(at_once) as pool:
+            started = [pool.submit(one, key, told) for key in wanted]
+            try:
+                for future in as_completed(started):
+                    future.result()
+            except BaseException:
+                told.set()
+                raise
+    runs = {key: runs[key] for key in wanted if key in runs}
     if missing := [f"{name} seed {seed}" for name, seed in wanted if (name, seed) not in runs]:
         raise UnfinishedError(
             f"{len(runs)} of {len(wanted)} runs are finished ({reason or 'the time is up'}); everything is saved in "
@@ -161,10 +188,26 @@ def _finished(place: Path, recipe: Recipe) -> Metrics | None:
     return None
 
 
-def _train(recipe: Recipe, place: Path, nproc: int, **options: Any) -> str:
+@contextmanager
+def _told() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, where this is the main thread, which alone may ask for signals."""
+    told = threading.Event()
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set()) if main else None
+    try:
+        yield told
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _train(recipe: Recipe, place: Path, nproc: int, at_once: int, told: threading.Event | None, **options: Any) -> str:
     """Train one run as far as the time allows; returns why it stopped, "" if it is over."""
     try:
-        result = launch(recipe, place, nproc, **options) if nproc > 1 else train(recipe, place, **options)
+        if nproc > 1 or at_once > 1:
+            result = launch(recipe, place, nproc, beside=at_once, told=told, **options)
+        else:
+            result = train(recipe, place, **options)
     except DivergedError:
         return ""
     except LaunchError:

@@ -86,6 +86,8 @@ def launch(
     workers: int | None = None,
     background_saves: bool = False,
     say: Callable[[str], None] | None = print,
+    beside: int = 1,
+    told: threading.Event | None = None,
 ) -> Result:
     """Train in `nproc` processes on this machine until the run is finished or told to stop.
 
@@ -97,12 +99,13 @@ def launch(
         recipe, run_dir, device, max_seconds, save_every, data_folder, workers, background_saves: of
             `resid.lab.train.train`. nproc: processes, one for each GPU. retries: tries after the first.
         tracker: name, see `resid.lab.trackers`. say: called with a line for each epoch and for each failure.
+        beside: so many runs share the CPUs. told: when it is set, the processes save and end, as after SIGTERM.
 
     Raises:
         LaunchError: no try finished; the message has the reason of each. RecipeMismatchError: of the folder.
-        OptionError: nproc or retries of no use.
+        OptionError: nproc, retries or beside of no use.
     """
-    for name, value, least in (("nproc", nproc, 1), ("retries", retries, 0)):
+    for name, value, least in (("nproc", nproc, 1), ("retries", retries, 0), ("beside", beside, 1)):
         if (whole := as_whole(value)) is None or whole < least:
             raise OptionError(f"{name} = {value!r}: an integer of at least {least} is needed")
     folder = RunFolder(run_dir, recipe)
@@ -117,7 +120,7 @@ def launch(
             tracker=tracker, workers=workers, background_saves=background_saves,
         )  # fmt: skip
         before = _stamp(folder.path)
-        code, tail = _run(command, folder.path / "log.txt", nproc, say)
+        code, tail = _run(command, folder.path / "log.txt", nproc * beside, say, told)
         status = read_status(folder.path) if _stamp(folder.path) != before else {}
         state = status.get("state")
         if state in ("finished", "stopped"):
@@ -135,10 +138,12 @@ def launch(
     )
 
 
-def _run(command: list[str], log: Path, nproc: int, say: Callable[[str], None]) -> tuple[int, str]:
+def _run(
+    command: list[str], log: Path, processes: int, say: Callable[[str], None], told: threading.Event | None
+) -> tuple[int, str]:
     """Exit status and last lines of a try; lines about epochs are passed on as they come."""
     environment = {
-        "OMP_NUM_THREADS": str(max(1, usable_cpus() // nproc)),
+        "OMP_NUM_THREADS": str(max(1, usable_cpus() // processes)),
         **os.environ,
         "PYTHONUNBUFFERED": "1",
     }
@@ -153,6 +158,8 @@ def _run(command: list[str], log: Path, nproc: int, say: Callable[[str], None]) 
             part, ended = "", False
             while not ended:
                 ended = child.poll() is not None
+                if told is not None and told.is_set():
+                    child.terminate()  # more than once does no harm
                 for line in kept:
                     part += line
                     if not (part.endswith("\n") or ended):

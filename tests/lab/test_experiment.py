@@ -1,13 +1,18 @@
 """Several runs: what is finished is not trained again, what was stopped goes on, what diverged is over."""
 
 import math
+import os
+import signal
+import threading
+import time
 
 import pytest
 
 from resid.errors import OptionError
 from resid.lab import experiment
+from resid.lab.checkpoint import read_status
 from resid.lab.experiment import UnfinishedError, finished_runs, run_folder, run_recipes, runs_folder
-from resid.lab.launch import LaunchError
+from resid.lab.launch import LaunchError, launch
 from resid.lab.paper_recipes import RECIPES
 from resid.lab.recipes import Recipe
 from resid.lab.train import DivergedError, train
@@ -112,6 +117,70 @@ def test_several_processes_go_through_the_launcher(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "launch", broken)
     with pytest.raises(LaunchError):
         quiet({"b": SMALL.replace(lr=0.2)}, [0], tmp_path, nproc=2)
+
+
+def test_runs_at_once_are_those_one_after_the_other(tmp_path, monkeypatch):
+    several = {"a": SMALL, "wild": WILD}
+    alone = quiet(several, [0, 1], tmp_path / "alone")
+    spans, said = [], []
+
+    def launched(recipe, place, nproc, **options):
+        begun = time.monotonic()
+        result = launch(recipe, place, nproc, **options)
+        spans.append((begun, time.monotonic()))
+        assert options["beside"] == 2
+        return result
+
+    monkeypatch.setattr(experiment, "launch", launched)
+    together = quiet(several, [0, 1], tmp_path / "together", at_once=2, say=said.append)
+    assert list(together) == list(alone)
+    for key, metrics in alone.items():
+        assert [line["loss"] for line in together[key]] == pytest.approx([line["loss"] for line in metrics], rel=1e-5)
+    (first, second) = sorted(spans)[:2]
+    assert first[0] <= second[0] < first[1]  # both at the same time
+    assert sum("begins" in line for line in said) == 4
+    assert quiet(several, [0, 1], tmp_path / "together", at_once=2) == together
+    with pytest.raises(OptionError, match="at_once = 0"):
+        quiet(several, [0], tmp_path, at_once=0)
+
+
+def test_runs_at_once_that_are_told_to_stop_are_saved_and_go_on(tmp_path):
+    long = {name: SMALL.replace(epochs=4000, lr=rate) for name, rate in (("a", 0.01), ("b", 0.02), ("c", 0.03))}
+    folders = [run_folder(name, recipe, tmp_path) for name, recipe in long.items()]
+
+    def interrupt():
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit and not all((f / "metrics.jsonl").exists() for f in folders[:2]):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(UnfinishedError, match=r"0 of 3 runs are finished \(SIGTERM\)"):
+        quiet(long, [0], tmp_path, at_once=2)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert [read_status(folder)["state"] for folder in folders[:2]] == ["stopped", "stopped"]
+    assert not folders[2].exists()
+
+
+def test_a_run_that_fails_stops_those_beside_it(tmp_path, monkeypatch):
+    fine = SMALL.replace(epochs=2000)
+    place, begun = run_folder("fine", fine, tmp_path), []
+
+    def launched(recipe, folder, nproc, **options):
+        begun.append(folder.name.partition("-")[0])
+        if folder == place:
+            return launch(recipe, folder, nproc, **options)
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit and not (place / "metrics.jsonl").exists():
+            time.sleep(0.1)
+        raise LaunchError("no try finished", ["the disk is full"])
+
+    monkeypatch.setattr(experiment, "launch", launched)
+    with pytest.raises(LaunchError):
+        quiet({"fine": fine, "broken": SMALL, "last": SMALL.replace(lr=0.2)}, [0], tmp_path, at_once=2)
+    assert read_status(place)["state"] == "stopped"
+    assert sorted(begun) == ["broken", "fine"]
 
 
 def test_the_folder_is_that_of_the_environment(tmp_path, monkeypatch):

@@ -641,16 +641,16 @@ MUTATIONS = (
     ),
     Mutation(
         "last batch divided by the size of a full one",
-        "resid/lab/train.py",
-        "(ranks.count / batch.size)",
-        "(ranks.count / recipe.batch)",
+        "resid/lab/engine.py",
+        "(size or self.recipe.batch)",
+        "self.recipe.batch",
         *TRAIN,
     ),
     Mutation(
         "gradients of two ranks averaged twice",
-        "resid/lab/train.py",
-        "(loss * (ranks.count / batch.size))",
-        "(loss * (1 / batch.size))",
+        "resid/lab/engine.py",
+        "scale = self.ranks.count / (",
+        "scale = 1 / (",
         *FAULTS,
     ),
     Mutation(
