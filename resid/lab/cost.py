@@ -16,7 +16,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -130,11 +131,11 @@ def peak(device: str, precision: str) -> float | None:
 
 
 class _Synthetic:
-    """One batch of random images, over and over; the moment before each step is kept, when the device is done."""
+    """One batch of random images, over and over; the moment before each step is kept, on the clock of the device."""
 
     def __init__(self, recipe: Recipe, ranks: Ranks, steps: int) -> None:
         self.steps, self._ranks = steps, ranks
-        self.moments: list[float] = []
+        self._moments: list[Any] = []
         share = len(range(ranks.rank, recipe.batch, ranks.count))
         generator = torch.Generator().manual_seed(ranks.rank)
         images = torch.randn(share, *recipe.image_shape, generator=generator)
@@ -152,9 +153,20 @@ class _Synthetic:
         return iter(())
 
     def _note(self) -> None:
+        if self._ranks.device.type == "cuda":  # nothing waits, as in a training
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._moments.append(event)
+        else:
+            self._moments.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """From each step to the next."""
+        pairs = pairwise(self._moments)
         if self._ranks.device.type == "cuda":
             torch.cuda.synchronize(self._ranks.device)
-        self.moments.append(time.perf_counter())
+            return [before.elapsed_time(after) / 1000 for before, after in pairs]
+        return [after - before for before, after in pairs]
 
 
 def time_steps(
@@ -191,7 +203,7 @@ def time_steps(
         engine = Engine(timed, ranks, folder, source=Source(feed, feed))
         with folder.opened(ranks.first), engine.stream():
             loop(engine, stop)
-        taken = [b - a for a, b in zip(feed.moments[warmup:], feed.moments[warmup + 1 :], strict=False)]
+        taken = feed.seconds()[warmup:]
         cuda = ranks.device.type == "cuda"
         name = torch.cuda.get_device_name(ranks.device) if cuda else "CPU"
         memory = torch.cuda.max_memory_allocated(ranks.device) if cuda else None

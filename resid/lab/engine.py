@@ -85,7 +85,7 @@ class Engine:
 
         self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         self.step, self.spent = 0, 0.0
-        self.ratios: dict[str, float] | None = None
+        self.probed: dict[str, dict[str, float]] = {}  # what was probed in this epoch, as it stands in the metrics
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, wrong, seen
         self._bad, self._now = torch.tensor(NEVER, device=device), torch.tensor(0, device=device)
         self._graph: StepGraph | None = None
@@ -105,7 +105,7 @@ class Engine:
         if self.projection is not None:
             coin = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state["projection"].items()}
             self.projection.load_state_dict(coin)
-        self.step, self.spent, self.ratios = state["step"], state["spent"], state["ratios"]
+        self.step, self.spent, self.probed = state["step"], state["spent"], state["probed"]
         if self.ranks.first:  # the sums of all ranks
             self._sums.copy_(state["sums"])
 
@@ -125,7 +125,7 @@ class Engine:
             "projection": self.projection.state_dict() if self.projection is not None else None,
             "sums": sums,
             "spent": self._clock(),
-            "ratios": self.ratios,
+            "probed": self.probed,
         }
         (self.folder.save_behind if behind else self.folder.save)(self.step, state)
 
@@ -199,13 +199,15 @@ class Engine:
 
     @contextmanager
     def _probed(self, wanted: bool) -> Iterator[None]:
-        """Keep the gradient ratios of the pass within, over all ranks."""
+        """Keep what is probed in the pass within, over all ranks."""
         if not wanted:
             yield
             return
         with watch_gradients(self.blocks) as probe:
             yield
-        self.ratios = probe.ratios(self.ranks.total(probe.squares()))
+        self.probed = {"ratios": probe.ratios(self.ranks.total(probe.squares()))}
+        if branches := probe.branches(self.ranks.total(probe.signals().to(self.ranks.device))):
+            self.probed["branches"] = branches
 
     def parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of a batch in parts, as `Recipe.micro_batch` says; ranks exchange gradients in the last."""
@@ -240,10 +242,9 @@ class Engine:
             line |= self.test(self.source.checking, "plain_train")
         if broken := self.ranks.gather(self.source.broken()):
             line |= self.folder.note_broken(broken, self.ranks.first)
-        if self.ratios is not None:
-            line["ratios"] = self.ratios
+        line |= self.probed
         self._sums.zero_()
-        self.spent, self.ratios = 0.0, None
+        self.spent, self.probed = 0.0, {}
         return line
 
     @torch.no_grad()
@@ -357,4 +358,5 @@ def _projection(recipe: Recipe, model: nn.Module) -> ProcrustesProjection | None
     linear = model.linear_convolutions()
     layers = [(module, sizes[name]) for name, module in model.named_modules() if any(module is c for c in linear)]
     every, probability = recipe.projection_every or 1, recipe.projection_probability
-    return ProcrustesProjection(layers, every=every, probability=probability, seed=seed_of("projection", recipe.seed))
+    coin, released = seed_of("projection", recipe.seed), recipe.projection == "released"
+    return ProcrustesProjection(layers, every=every, probability=probability, seed=coin, released=released)

@@ -6,13 +6,15 @@ Where a paper leaves something open, the choice is that of its released code or 
   deviation 1/(k sqrt(c))), "-trained-head" and "-batch-norm". 60,000 steps of batch 128; rate 0.05, a tenth of it from
   steps 30,000 and 50,000; decay of the convolutions alone; crops from 36 x 36, mirror, each image standardised.
   "-modern" differs in ways of which the paper knows nothing: a larger batch, a linear schedule with warm-up, label
-  smoothing, bf16.
+  smoothing, bf16. "-bf16" is the paper's run in that precision.
 - Zaeemzadeh et al. 2018: "zaeemzadeh-NETWORK-CLASSES" with NETWORK such as resnet164, erased164, proc166 or
   erased-proc166: 300 epochs, rate 0.1, a tenth of it from epochs 150 and 225, projection with probability 1/2 after
   each step. "zaeemzadeh-constant-NETWORK" is for Figures 3 and 4 and Table 1: 100 epochs at rate 0.1 with probes in
-  all of them; "zaeemzadeh-start-NETWORK" is its first step, for what is claimed of initial weights.
+  all of them; "zaeemzadeh-start-NETWORK" is its first step, for what is claimed of initial weights. "-released"
+  projects as the released code does, with its slip.
 - Li et al. 2016: "li-figure-2-DEPTH" and "li-figure-9-DEPTH-LENGTH": Nesterov, rate 0.1, a tenth of it from epochs 81
-  and 122 of 164 (Figure 2: of 200).
+  and 122 of 164 (Figure 2: of 200). "li-zero-DEPTH-LENGTH-RATE", which the paper does not have, is what its theorem is
+  about: no batch norm, branches that start at zero; 30 epochs at a constant rate.
 - Hardt & Ma 2016, ImageNet: "imagenet-paper", a network with the layout of the 34-layer residual network. Six machines
   updated one set of weights, each with batches of 256 and without waiting for the others; here each of their 700,000
   updates is a step of batch 256, one after the other, and "every two epochs" is counted in these steps.
@@ -39,16 +41,18 @@ IMAGENET_IMAGES = 1_281_167
 #: Channels of the stem and the stages: those of the 34-layer residual network, and those nearest to them that make 35.7
 #: million parameters, see `resid.trials.imagenet`.
 IMAGENET_WIDTHS, WIDE_WIDTHS = (64, 64, 128, 256, 512), (64, 64, 192, 256, 736)
+#: Learning rates without batch norm, of which the best one counts.
+ZERO_RATES = (0.1, 0.03, 0.01)
 
 
 def _hardt_ma() -> dict[str, Recipe]:
     printed = Recipe(
         network="allconv", steps=60_000, lr=0.05, schedule="steps", milestones=(30_000, 50_000), decay="convolutions",
-        normalize="image", pad=2,
+        normalize="image", pad=2, probe_epochs=(0, 38, 76, 114, 153),
     )  # fmt: skip
     small = Recipe(
         dataset="digits", network="allconv", epochs=12, batch=32, lr=0.05, schedule="steps", milestones=(8, 10),
-        decay="convolutions", normalize="image", pad=1, flip=False,
+        decay="convolutions", normalize="image", pad=1, flip=False, probe_epochs=(0, 11),
     )  # fmt: skip
     found = {}
     variants: dict[str, dict[str, Any]] = {
@@ -60,11 +64,18 @@ def _hardt_ma() -> dict[str, Recipe]:
             found[f"hardt-ma-{dataset}{suffix}"] = printed.replace(dataset=dataset, options=options)
         narrow = {"blocks": 2, "widths": (8, 16, 32, 64), **options}
         found[f"digits-allconv{suffix}"] = small.replace(options=narrow)
-    found["hardt-ma-cifar10-modern"] = printed.replace(
-        steps=None, epochs=60, batch=512, lr=0.2, nesterov=True, schedule="linear", milestones=(), warmup=5,
-        label_smoothing=0.1, normalize="dataset", pad=4, fill="reflect", precision="bf16", channels_last=True,
-        compile="default",
-    )  # fmt: skip
+    found["hardt-ma-cifar10-bf16"] = printed.replace(precision="bf16")
+    found["digits-allconv-bf16"] = found["digits-allconv"].replace(precision="bf16")
+    today: dict[str, Any] = {
+        "nesterov": True, "schedule": "linear", "milestones": (), "label_smoothing": 0.1, "normalize": "dataset",
+        "precision": "bf16", "channels_last": True, "probe_epochs": (),
+    }  # fmt: skip
+    for dataset in ("cifar10", "cifar100"):
+        found[f"hardt-ma-{dataset}-modern"] = printed.replace(
+            dataset=dataset, steps=None, epochs=60, batch=512, lr=0.2, warmup=5, pad=4, fill="reflect",
+            compile="default", **today,
+        )  # fmt: skip
+    found["digits-allconv-modern"] = found["digits-allconv"].replace(batch=64, lr=0.1, warmup=2, **today)
     return found
 
 
@@ -95,6 +106,7 @@ def _zaeemzadeh() -> dict[str, Recipe]:
     found["zaeemzadeh-proc166-cifar10-every1"] = proc.replace(projection_every=1)
     found["zaeemzadeh-proc166-cifar10-every2"] = proc.replace(projection_every=2)
     found["zaeemzadeh-proc166-cifar100-unprojected"] = proc.replace(dataset="cifar100")
+    found["zaeemzadeh-proc166-cifar100-released"] = found["zaeemzadeh-proc166-cifar100"].replace(projection="released")
     for name, (network, options) in _networks((20, 83, 164)).items():
         if "erased" not in name:
             more = half if network == "proc" else {}
@@ -111,6 +123,7 @@ def _zaeemzadeh() -> dict[str, Recipe]:
             probe_epochs=(0, 1, 2), **more,
         )  # fmt: skip
     found["digits-proc22-unprojected"] = found["digits-proc22"].replace(projection_probability=None)
+    found["digits-proc22-released"] = found["digits-proc22"].replace(projection="released")
     found["digits-proc22-every1"] = found["digits-proc22-unprojected"].replace(projection_every=1)
     found["digits-proc22-every2"] = found["digits-proc22-unprojected"].replace(projection_every=2)
     return found
@@ -120,16 +133,25 @@ def _li() -> dict[str, Recipe]:
     base = Recipe(network="shortcut_depth", epochs=164, nesterov=True, schedule="steps", milestones=(81, 122))
     found = {}
     for depth in (20, 56, 110):
-        found[f"li-figure-2-{depth}"] = base.replace(options={"depth": depth, "length": 2}, epochs=200)
-    for depth in (38, 110):
+        found[f"li-figure-2-{depth}"] = base.replace(
+            options={"depth": depth, "length": 2}, epochs=200, probe_epochs=(0, 40, 80, 120, 160, 199)
+        )
+    for depth in (38, 74, 110):
         for length in (1, 2, 3, 4, 6):
             options = {"depth": depth, "length": length}
             found[f"li-figure-9-{depth}-{length}"] = base.replace(options=options)
-    small = base.replace(dataset="digits", epochs=3, milestones=(2,), batch=64, pad=1, flip=False)
+    small = base.replace(dataset="digits", epochs=3, milestones=(2,), batch=64, pad=1, flip=False, probe_epochs=(0, 2))
     for depth, lengths in ((20, (2,)), (38, (1, 2, 3, 4, 6)), (74, (1, 2, 3, 4, 6))):
         for length in lengths:
             options = {"depth": depth, "length": length, "width": 4}
             found[f"digits-shortcut-{depth}-{length}"] = small.replace(options=options)
+    constant: dict[str, Any] = {"schedule": "constant", "milestones": ()}
+    for length in (1, 2, 3, 4):
+        options = {"depth": 110, "length": length, "batch_norm": False}
+        for rate in ZERO_RATES:
+            found[f"li-zero-110-{length}-{rate}"] = base.replace(options=options, epochs=30, lr=rate, **constant)
+        options = {"depth": 38, "length": length, "batch_norm": False, "width": 4}
+        found[f"digits-zero-38-{length}"] = small.replace(options=options, lr=ZERO_RATES[1], **constant)
     return found
 
 
@@ -183,6 +205,16 @@ def _for_claims() -> dict[str, tuple[str, ...]]:
         "zaeemzadeh/section-4.1-worst-block": ("zaeemzadeh-start-resnet20", "zaeemzadeh-start-resnet164"),
         "li/figure-2": tuple(f"li-figure-2-{depth}" for depth in (20, 56, 110)),
         "li/figure-9-longer": ("li-figure-9-110-6", "li-figure-9-110-4"),
+        "beyond/allconv-bfloat16": (f"{ma}-bf16", ma),
+        "beyond/allconv-modern-cifar10": (f"{ma}-modern",),
+        "beyond/allconv-modern-cifar100": (f"{ma100}-modern",),
+        "beyond/allconv-near-identity": (ma,),
+        "beyond/allconv-preserves-norms": (ma,),
+        "beyond/procresnet-released": ("zaeemzadeh-proc166-cifar100-released", "zaeemzadeh-proc166-cifar100"),
+        "beyond/shortcut-length-depth-74": tuple(f"li-figure-9-74-{k}" for k in (2, 1, 3, 4)),
+        "beyond/shortcut-length-depth-110": tuple(f"li-figure-9-110-{k}" for k in (2, 1, 3, 4)),
+        "beyond/shortcut-length-zero-start": tuple(f"li-zero-110-{k}-{r}" for k in (2, 1, 3, 4) for r in ZERO_RATES),
+        "beyond/shortcut-branches": tuple(f"li-figure-2-{depth}" for depth in (20, 56, 110)),
     }  # fmt: skip
     for claim in (
         "section-4.1-no-overfitting", "section-4.1-peak-steps", "figure-1-left", "table-2-cifar10",

@@ -1,4 +1,4 @@
-"""Gradient norms at the borders of blocks, taken from a training step as it happens."""
+"""Norms of gradients and of signals at the borders of blocks, taken from a training step as it happens."""
 
 from __future__ import annotations
 
@@ -27,12 +27,26 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def _adds_to_stream(block: nn.Module) -> bool:
+    """Whether a block of `blocks_of` is x + F(x), where the shape of x is kept."""
+    return not isinstance(block, nn.Conv2d) and getattr(block, "shortcut", "identity") == "identity"
+
+
+def _squared(x: Tensor) -> Tensor:
+    """Squared norm in float64."""
+    return torch.linalg.vector_norm(x, dtype=torch.float64).square()
+
+
 class GradientProbe:
-    """Squared norms of the gradient at output and input of each block, over the whole batch; see `watch_gradients`."""
+    """Squared norms of the gradient at output and input of each block, over the whole batch; see `watch_gradients`.
+
+    Of blocks that add a branch to their input, x + F(x) of the shape of x, those of F(x) and x, too.
+    """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self._squares: dict[tuple[int, str], Tensor] = {}
+        self._signals: dict[str, tuple[Tensor, Tensor]] = {}
 
     def squares(self) -> Tensor:
         """(blocks, 2), float64: at the output and at the input, in the order in which the blocks were called.
@@ -48,9 +62,20 @@ class GradientProbe:
         values = [math.sqrt(a / b) if b > 0 else math.inf if a > 0 else math.nan for a, b in found.tolist()]
         return dict(zip(self.names, values, strict=True))
 
+    def signals(self) -> Tensor:
+        """(blocks that add a branch, 2), float64: squared norms of branch and input; of several ranks, add first."""
+        rows = [torch.stack(pair) for pair in self._signals.values()]
+        return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.float64)
+
+    def branches(self, signals: Tensor | None = None) -> dict[str, float]:
+        """Norm of the branch over that of the input, by block, from the network's input on."""
+        found = (self.signals() if signals is None else signals).cpu()
+        values = [math.sqrt(a / b) if b > 0 else math.nan for a, b in found.tolist()]
+        return dict(zip(self._signals, values, strict=True))
+
     def _watch(self, i: int, side: str, tensor: Tensor) -> None:
         def keep(gradient: Tensor) -> None:
-            self._squares[i, side] = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
+            self._squares[i, side] = _squared(gradient)
 
         tensor.register_hook(keep)
 
@@ -82,6 +107,10 @@ def watch_gradients(blocks: dict[str, nn.Module]) -> Iterator[GradientProbe]:
 
         def after(module: nn.Module, given: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
             probe._watch(len(probe.names) - 1 - probe.names[::-1].index(name), "output", output)
+            if _adds_to_stream(module) and given[0].shape == output.shape:
+                x = given[0].detach()
+                pair = (output.detach() - x, x)
+                probe._signals[name] = _squared(pair[0]), _squared(pair[1])
 
         handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
     try:

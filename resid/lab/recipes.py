@@ -41,6 +41,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fill": FILL,
     "precision": ("fp32", "tf32", "bf16"),
     "compile": ("no", "default", "reduce-overhead"),
+    "projection": ("formula", "released"),
 }
 #: Least values; floats are below `MOST` as well.
 LEAST: dict[str, float] = {
@@ -50,7 +51,7 @@ LEAST: dict[str, float] = {
 }  # fmt: skip
 MOST: dict[str, float] = {"momentum": 1, "factor": 1, "label_smoothing": 1, "projection_probability": 1}
 #: Fields that came later: where they have their defaults JSON leaves them out, so that older hashes stay as they were.
-LATER = ("classes", "size", "micro_batch", "check_training", "graph")
+LATER = ("classes", "size", "micro_batch", "check_training", "graph", "projection")
 
 
 class RecipeError(ResidError):
@@ -83,8 +84,10 @@ class Recipe:
         compile: blocks by torch.compile, "default", or "reduce-overhead", which records CUDA graphs of them.
         graph: forward and backward pass of the whole step as one CUDA graph, see `resid.lab.step_graph`.
         projection_every, projection_probability: project the linear convolutions of "proc" after every so many steps,
-            or after each with this probability; neither: never.
-        probe_epochs: epochs at whose first step the gradient ratios of the blocks are measured, 0 the first.
+            or after each with this probability; neither: never. projection: by the "formula", or as "released", slip
+            and all.
+        probe_epochs: epochs at whose first step the gradient ratios of the blocks are measured, and the norms of their
+            branches; 0 the first.
         check_training: so many training images, evenly spread, on which the final network is tested, too, without
             augmentation.
         seed: of weights, order, augmentation and projection.
@@ -133,6 +136,7 @@ class Recipe:
     micro_batch: int | None = None
     check_training: int = 0
     graph: bool = False
+    projection: str = "formula"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", _frozen_options(self.options))
@@ -275,6 +279,12 @@ class Recipe:
             (
                 (self.projection_every is None and self.projection_probability is None) or self.network == "proc",
                 f"network = {self.network!r}: only 'proc' has layers to project",
+            ),
+            (
+                self.projection == "formula"
+                or self.projection_every is not None
+                or self.projection_probability is not None,
+                "projection = 'released': projection_every or projection_probability is needed",
             ),
             (
                 self.warmup == 0 or self.warmup < (length or 0),

@@ -76,8 +76,9 @@ def train(
     metrics.jsonl gets a line for each epoch: step, loss and error on the augmented training batches as they came, loss
     and error on the test images after the epoch, learning rate, mean norm of the weights, seconds, images a second, the
     device, and where the recipe asks for it the gradient ratios of the blocks at the first step of the epoch, output
-    over input. Errors are fractions, of the files that can be read; where there are more than five classes the test has
-    its top-5 error, too. SIGTERM and `max_seconds` save and return a result whose state is "stopped".
+    over input, and of blocks x + F(x) the norm of F(x) over that of x, "branches". Errors are fractions, of the files
+    that can be read; where there are more than five classes the test has its top-5 error, too. SIGTERM and
+    `max_seconds` save and return a result whose state is "stopped".
 
     Args:
         recipe: what to train. run_dir: folder of this run alone. device: default a GPU if there is one.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from resid.ledger.catalog import Claim, claims
+from resid.ledger.catalog import BEYOND, Claim, claims
 from resid.ledger.errors import LedgerError
 from resid.ledger.evidence import Cases, Counterexample, Seeds, Symbolic
 from resid.ledger.store import Entry, Record, read_records
@@ -22,11 +22,15 @@ VERDICTS = (
     "corrected",
     "refuted (counterexample)",
     "reproduced",
+    "held",
     "consistent",
     "inconclusive",
     "not reproduced",
+    "did not hold",
     "not run",
 )
+#: What is said instead of claims that no paper makes.
+_OF_OURS = {"reproduced": "held", "not reproduced": "did not hold"}
 #: Confidence of the interval for the mean over seeds.
 CONFIDENCE = 0.95
 
@@ -129,6 +133,8 @@ def _judge(claim: Claim, full: list[tuple[Record, Entry]], smoke: list[tuple[Rec
     if claim.kind != "experiment" and len(names) > 1:
         raise LedgerError(f"{claim.id}: recorded in {' and '.join(names)}; one record must have all its evidence")
     verdict, detail = _experiment(claim, full) if claim.kind == "experiment" else _theorem(claim, full)
+    if claim.paper == BEYOND:
+        verdict = _OF_OURS.get(verdict, verdict)
     if any(record.info["dirty"] is not False or record.info["commit"] is None for record, _ in full):
         detail += "; the code of the run is not known to be committed"
     held = "" if not smoke else "passed" if all(entry.passed for _, entry in smoke) else "failed"

@@ -20,6 +20,7 @@ from resid.errors import OptionError
 from resid.nets._evaluating import evaluating
 from resid.theory._check import as_pair, as_size
 from resid.theory.procrustes import ProjectionReport, project_norm_preserving, projection_report
+from resid.theory.procrustes_released import released_projection
 
 __all__ = ["NormPreserving", "ProcrustesProjection", "input_sizes", "norm_preserving"]
 
@@ -86,11 +87,13 @@ class ProcrustesProjection:
         layers: (conv, n) or (conv, n, relu) for each layer, n the size of its input; see `input_sizes`.
         every: project after every so many steps. probability: instead, toss a coin after each step, as the released
             code does with 1/2; the same coin for all layers. repeats, method: as for `project_norm_preserving`.
-        seed: of the coin.
+        seed: of the coin. released: instead of Algorithm 1, carry out `resid.theory.procrustes_released` at the size of
+            the layer's output, slip and all: to compare with.
 
     Raises:
-        OptionError: no layer, something else than a `torch.nn.Conv2d`, a layer with a parametrized weight, or a
-            probability outside (0, 1]. SizeError: n or every of no use.
+        OptionError: no layer, something else than a `torch.nn.Conv2d`, a layer with a parametrized weight, groups or
+            dilation that the released code does not know, or a probability outside (0, 1]. SizeError: n or every of no
+            use.
 
     Example:
         >>> layer = torch.nn.Conv2d(3, 6, 1, bias=False)
@@ -111,18 +114,21 @@ class ProcrustesProjection:
         repeats: int = 1,
         method: str = "auto",
         seed: int = 0,
+        released: bool = False,
     ) -> None:
         self.layers = [(layer[0], as_pair("n", layer[1]), bool(layer[2:] and layer[2])) for layer in layers]
         if not self.layers:
             raise OptionError("layers is empty: at least one (conv, n) is needed")
         for conv, _, _ in self.layers:
-            _geometry(conv)
+            geometry = _geometry(conv)
+            if released and (geometry["groups"] != 1 or geometry["dilation"] != (1, 1)):
+                raise OptionError("released = True: groups and dilation 1 are needed, as the released code has them")
             if parametrize.is_parametrized(conv, "weight"):
                 raise OptionError("layers: a weight is parametrized already, and cannot be changed in place")
         if probability is not None and not 0 < probability <= 1:
             raise OptionError(f"probability = {probability!r}: more than 0 and at most 1 is needed")
         self.every, self.probability = as_size("every", every), probability
-        self.repeats, self.method = as_size("repeats", repeats), method
+        self.repeats, self.method, self.released = as_size("repeats", repeats), method, released
         self.steps = 0
         self._coin = torch.Generator().manual_seed(seed)
 
@@ -149,7 +155,11 @@ class ProcrustesProjection:
     def project(self) -> None:
         """Project all layers now."""
         for conv, n, relu in self.layers:
-            found = project_norm_preserving(_full(conv.weight), n, relu, self.repeats, self.method, **_geometry(conv))
+            weight = _full(conv.weight)
+            if self.released:
+                found = released_projection(weight, -(-n[0] // conv.stride[0]))
+            else:
+                found = project_norm_preserving(weight, n, relu, self.repeats, self.method, **_geometry(conv))
             conv.weight.copy_(found)
 
     def reports(self) -> list[ProjectionReport]:

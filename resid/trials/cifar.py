@@ -1,4 +1,4 @@
-"""The experiments of the three papers on CIFAR and ImageNet: what each claim measures.
+"""The experiments of the three papers on CIFAR and ImageNet, and those beyond them: what each claim measures.
 
 A measure is a function of the metrics of the claim's recipes (`resid.lab.paper_recipes.FOR_CLAIM`, in that order), all
 with the same seed, to the number that the claim's `test` in claims.yaml describes. Errors are of the last epoch, never
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from resid.errors import OptionError
 from resid.lab.experiment import Metrics, Runs
 from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
+from resid.lab.recipes import Recipe
 from resid.ledger import Seeds
 
 __all__ = ["DIGITS", "MEASURES", "evidence", "recipes_of"]
@@ -169,6 +170,28 @@ def _norm_slope(
     return most([float(np.polyfit(np.log(depths), row, 1)[0]) for row in norms])
 
 
+def _at_the_end(run: Metrics, what: str) -> np.ndarray:
+    """ "ratios" or "branches" of all blocks that have them, where they were last measured."""
+    return np.array(list(next(line[what] for line in reversed(run) if what in line).values()))
+
+
+def _branch_slope(runs: Sequence[Metrics], depths: Sequence[int] = (20, 56, 110)) -> float:
+    """Slope of log mean branch over input, at the end, against log depth."""
+    means = [float(_at_the_end(run, "branches").mean()) for run in runs]
+    return float(np.polyfit(np.log(depths), np.log(means), 1)[0])
+
+
+def _least_of_others_minus_first(values: Sequence[float]) -> float:
+    return least(values[1:]) - values[0]
+
+
+def _best_losses(runs: Sequence[Metrics], lengths: int = 4) -> list[float]:
+    """Least training loss of the last epoch over the rates, for each length; a run that diverged guesses among ten."""
+    rates = len(runs) // lengths
+    losses = [math.log(10) if "diverged" in run[-1] else float(run[-1]["loss"]) for run in runs]
+    return [least(losses[i : i + rates]) for i in range(0, len(losses), rates)]
+
+
 def _diverged_in(run: Metrics) -> float:
     """Epoch in which the loss is first not finite, or 100."""
     return float(run[-1]["epoch"]) if "diverged" in run[-1] else 100.0
@@ -245,6 +268,11 @@ def _measures() -> dict[str, Measure]:
         "zaeemzadeh/table-2-better-cifar100": _in_pairs(error),
         "zaeemzadeh/table-3-architecture-helps": _first_minus_second(error),
         "zaeemzadeh/table-3-projection-helps": _first_minus_second(error),
+        "beyond/allconv-bfloat16": _first_minus_second(error),
+        "beyond/procresnet-released": _first_minus_second(error),
+        "beyond/shortcut-length-depth-74": lambda runs: _least_of_others_minus_first([error(run) for run in runs]),
+        "beyond/shortcut-length-depth-110": lambda runs: _least_of_others_minus_first([error(run) for run in runs]),
+        "beyond/shortcut-length-zero-start": lambda runs: _least_of_others_minus_first(_best_losses(runs)),
     }
     over_epochs: dict[str, Measure] = {
         "hardt-ma/section-4.1-no-overfitting": _of_one(_last_over_best),
@@ -268,6 +296,9 @@ def _measures() -> dict[str, Measure]:
         "zaeemzadeh/figure-4-procresnet-fluctuation": _fluctuation_ratio,
         "zaeemzadeh/table-1-smaller-gap": _in_pairs(mean_gap),
         "zaeemzadeh/table-1-smaller-fluctuation": _in_pairs(excess_gap),
+        "beyond/allconv-near-identity": _of_one(lambda run: float(_at_the_end(run, "branches").max())),
+        "beyond/allconv-preserves-norms": _of_one(lambda run: float(abs(np.log(_at_the_end(run, "ratios"))).mean())),
+        "beyond/shortcut-branches": _branch_slope,
     }
     for claim in FOR_CLAIM:
         if "/table-1-" in claim and claim.endswith("-mean"):
@@ -308,15 +339,29 @@ DIGITS: dict[str, tuple[str, ...]] = {
         "digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56", "digits-proc22", "digits-proc58"),
     "zaeemzadeh/figure-4-plain-train": ("digits-plain56", "digits-plain20"),
     "zaeemzadeh/table-3-projection-helps": ("digits-proc22-unprojected", "digits-proc22"),
+    "beyond/allconv-bfloat16": ("digits-allconv-bf16", "digits-allconv"),
+    "beyond/allconv-modern-cifar10": ("digits-allconv-modern",),
+    "beyond/allconv-near-identity": ("digits-allconv",),
+    "beyond/allconv-preserves-norms": ("digits-allconv",),
+    "beyond/procresnet-released": ("digits-proc22-released", "digits-proc22"),
+    "beyond/shortcut-length-depth-74": tuple(f"digits-shortcut-74-{k}" for k in (2, 1, 3, 4)),
+    "beyond/shortcut-length-zero-start": tuple(f"digits-zero-38-{k}" for k in (2, 1, 3, 4)),
+    "beyond/shortcut-branches": ("digits-shortcut-20-2", "digits-shortcut-38-2", "digits-shortcut-74-2"),
 }  # fmt: skip
 
 
-def evidence(claim_id: str, runs: Runs, seeds: Sequence[int], small: bool = False) -> Seeds:
+def evidence(
+    claim_id: str,
+    runs: Runs,
+    seeds: Sequence[int],
+    small: bool = False,
+    recipes: Mapping[str, Recipe] = RECIPES,
+) -> Seeds:
     """The claim's number for each seed, from runs of its recipes.
 
     Args:
         claim_id: of `MEASURES`. runs: see `resid.lab.experiment.run_recipes`. seeds: to take.
-        small: of the small recipes (`DIGITS`) instead of those of the papers.
+        small: of the small recipes (`DIGITS`) instead of those of the papers. recipes: by which the runs were made.
 
     Raises:
         OptionError: no measure, no small recipes, or a run that is not there.
@@ -328,12 +373,14 @@ def evidence(claim_id: str, runs: Runs, seeds: Sequence[int], small: bool = Fals
     if missing := [f"{name} seed {seed}" for seed in seeds for name in names if (name, seed) not in runs]:
         raise OptionError(f"{claim_id}: there are no runs of {', '.join(missing)}")
     measure: Measure = MEASURES[claim_id]
+    depths = [RECIPES[name].network_options.get("depth", 0) for name in names]
     if small and claim_id == "li/figure-2":  # other depths, and every epoch of the few there are
-        depths = [RECIPES[name].network_options["depth"] for name in names]
         epochs = range(1, (RECIPES[names[0]].epochs or 0) + 1)
         measure = functools.partial(_norm_slope, depths=depths, epochs=epochs)
+    if small and claim_id == "beyond/shortcut-branches":
+        measure = functools.partial(_branch_slope, depths=depths)
     values = [measure([runs[name, seed] for name in names]) for seed in seeds]
-    what = ", ".join(f"{name} ({RECIPES[name].hash})" for name in names)
+    what = ", ".join(f"{name} ({recipes[name].hash})" for name in names)
     devices = {line["device"] for seed in seeds for name in names for line in runs[name, seed] if "device" in line}
     return Seeds(values, seeds, f"{what}; trained on {', '.join(sorted(devices))}" if devices else what)
 

@@ -12,20 +12,25 @@ from resid.errors import OptionError
 from resid.lab.experiment import finished_runs, run_recipes
 from resid.lab.journal import Journal
 from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
+from resid.lab.recipes import Recipe
 from resid.ledger import Verdict, get_claim, start_run, verdicts
 from resid.ledger.evidence import Evidence
+from resid.theory._check import check_option
 from resid.trials.cifar import evidence, recipes_of
 from resid.trials.cifar_counts import counted
 from resid.trials.cifar_overhead import SOURCES, measure_overhead, overheads
+from resid.trials.cifar_speed import measure_speed, speed_evidence
 from resid.trials.imagenet import parameter_evidence
 
 __all__ = [
+    "COMPUTE",
     "COUNTS",
     "PARTS",
     "check_part",
     "finished_parts",
     "paper_and_ours",
     "part_evidence",
+    "part_recipes",
     "part_seeds",
     "seeds_of",
     "start_part",
@@ -48,6 +53,11 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "initialization": ("hardt-ma/section-4.1-initialization-helps",),
         "fixed-projection": ("hardt-ma/section-4.1-fixed-projection",),
         "batch-norm": ("hardt-ma/section-4.1-batch-norm-overfits",),
+        "bfloat16": ("beyond/allconv-bfloat16",),
+        "layers": ("beyond/allconv-near-identity", "beyond/allconv-preserves-norms"),
+        "modern-cifar10": ("beyond/allconv-modern-cifar10",),
+        "modern-cifar100": ("beyond/allconv-modern-cifar100",),
+        "speed": ("beyond/allconv-speed",),
     },
     "experiments/allconv_imagenet": {
         "parameters": ("hardt-ma/section-4.2-parameters",),
@@ -62,6 +72,9 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "figure-9": (
             "li/figure-9-length-1", "li/figure-9-length-2", "li/figure-9-length-3", "li/figure-9-length-4",
             "li/figure-9-longer"),
+        "lengths": ("beyond/shortcut-length-depth-74", "beyond/shortcut-length-depth-110"),
+        "zero-start": ("beyond/shortcut-length-zero-start",),
+        "branches": ("beyond/shortcut-branches",),
     },
     "experiments/procresnet_cifar": {
         "counts": (
@@ -112,14 +125,45 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "overhead": (
             "zaeemzadeh/section-3-overhead", "zaeemzadeh/section-4-overhead-depth",
             "zaeemzadeh/section-4-overhead-svd"),
+        "released": ("beyond/procresnet-released",),
+        "speed": ("beyond/procresnet-speed",),
     },
 }  # fmt: skip
 _PRECISIONS = {"fp32": "float32", "tf32": "float32 with TF32", "bf16": "bfloat16"}
+#: Fields of a recipe that say how it is computed, and nothing about what.
+COMPUTE = ("precision", "channels_last", "compile", "graph")
+#: What the part "speed" of a chapter times.
+_TIMED = {
+    "experiments/allconv_cifar": "hardt-ma-cifar10",
+    "experiments/procresnet_cifar": "zaeemzadeh-proc166-cifar100-unprojected",
+}
 #: Parts that train nothing: they count, or they measure time.
-COUNTS = ("counts", "parameters", "overhead")
+COUNTS = ("counts", "parameters", "overhead", "speed")
 
 
-def finished_parts(chapter: str, count: int, first: int = 0, folder: str | Path | None = None) -> tuple[str, ...]:
+def part_recipes(chapter: str, part: str, compute: str = "") -> dict[str, Recipe]:
+    """The recipes that a part trains, by name, in the order of its claims.
+
+    Args:
+        chapter, part: of `PARTS`. compute: fields of `COMPUTE` for all of them, "precision=bf16 graph=true"; runs and
+            records are others than those of the recipes as they are.
+
+    Raises:
+        OptionError: another field. resid.lab.recipes.RecipeError: no such value.
+
+    Example:
+        >>> [recipe.graph for recipe in part_recipes("experiments/allconv_cifar", "batch-norm", "graph=true").values()]
+        [True, True]
+    """
+    settings = compute.split()
+    for setting in settings:
+        check_option("compute", setting.partition("=")[0], COMPUTE)
+    return {name: RECIPES[name].with_settings(settings) for name in recipes_of(PARTS[chapter][part])}
+
+
+def finished_parts(
+    chapter: str, count: int, first: int = 0, folder: str | Path | None = None, compute: str = ""
+) -> tuple[str, ...]:
     """The parts of a chapter all of whose runs are finished, with `count` seeds, or as many as the claims fix if 0."""
     found = []
     for part, claims in PARTS[chapter].items():
@@ -127,7 +171,7 @@ def finished_parts(chapter: str, count: int, first: int = 0, folder: str | Path 
             continue
         wanted = {(name, seed) for c in claims for name in FOR_CLAIM[c] for seed in seeds_of(c, count, first)}
         seeds = sorted({seed for _, seed in wanted})
-        if wanted <= set(finished_runs(recipes_of(claims), seeds, folder)):
+        if wanted <= set(finished_runs(part_recipes(chapter, part, compute), seeds, folder)):
             found.append(part)
     return tuple(found)
 
@@ -163,7 +207,9 @@ def check_part(chapter: str, part: str) -> None:
         raise OptionError(f"PART = {part!r}: {chapter} has {', '.join(PARTS[chapter])}")
 
 
-def start_part(chapter: str, part: str, mode: str, count: int = 0, first: int = 0) -> tuple[int, ...]:
+def start_part(
+    chapter: str, part: str, mode: str, count: int = 0, first: int = 0, compute: str = ""
+) -> tuple[int, ...]:
     """Open the run that a part records into, and return its seeds: see `resid.ledger.start_run` and `part_seeds`.
 
     The device is the one that records; what was trained on another says so in its evidence. With a count of seeds, or
@@ -172,22 +218,23 @@ def start_part(chapter: str, part: str, mode: str, count: int = 0, first: int = 
     seeds, counts = part_seeds(chapter, part, count, first), part in ("counts", "parameters")
     device = "cuda" if torch.cuda.is_available() and not counts else "cpu"
     some = bool(count or first) and not counts
-    trained = {RECIPES[name].precision for claim in PARTS[chapter][part] for name in FOR_CLAIM.get(claim, ())}
+    trained = {recipe.precision for recipe in part_recipes(chapter, part, compute).values()}
     precision = ", ".join(sorted(_PRECISIONS[name] for name in trained)) or ("float64" if counts else "float32")
     start_run(mode, seeds, recipe=part, precision=precision, device=device, some_seeds=some)
     return seeds
 
 
 def part_evidence(
-    chapter: str, part: str, count: int = 0, first: int = 0, **options: Any
+    chapter: str, part: str, count: int = 0, first: int = 0, compute: str = "", **options: Any
 ) -> Iterator[tuple[str, Evidence]]:
     """Train the recipes of a part, or go on with them, and give the evidence for each of its claims.
 
     Args:
-        chapter, part: of `PARTS`. count, first: see `seeds_of`. options: of `resid.lab.experiment.run_recipes`.
+        chapter, part: of `PARTS`. count, first: see `seeds_of`. compute: see `part_recipes`. options: of
+            `resid.lab.experiment.run_recipes`.
 
     Raises:
-        OptionError: no such part, or no GPU for the one that measures time. UnfinishedError: the time was up, and the
+        OptionError: no such part, or no GPU for those that measure time. UnfinishedError: the time was up, and the
             same call goes on.
     """
     check_part(chapter, part)
@@ -198,14 +245,20 @@ def part_evidence(
     elif part == "parameters":
         for claim in claims:
             yield claim, parameter_evidence(seeds_of(claim, count, first))
+    elif part in ("overhead", "speed") and not torch.cuda.is_available():
+        raise OptionError(f"PART = {part!r}: its claims are about the time of a step on a GPU, and there is none")
+    elif part == "speed":
+        name = _TIMED[chapter]
+        for claim in claims:
+            seeds = seeds_of(claim, count, first)
+            yield claim, speed_evidence(name, RECIPES[name], measure_speed(RECIPES[name], seeds))
     elif part == "overhead":
-        if not torch.cuda.is_available():
-            raise OptionError("PART = 'overhead': its claims are about the time of a step on a GPU, and there is none")
         kept = Journal("cifar-overhead", SOURCES)
         seeds = part_seeds(chapter, part, count, first)
         times = measure_overhead(seeds, journal=kept, max_seconds=options.get("max_seconds"))
         yield from overheads(times).items()
     else:
-        runs = run_recipes(recipes_of(claims), part_seeds(chapter, part, count, first), **options)
+        recipes = part_recipes(chapter, part, compute)
+        runs = run_recipes(recipes, part_seeds(chapter, part, count, first), **options)
         for claim in claims:
-            yield claim, evidence(claim, runs, seeds_of(claim, count, first))
+            yield claim, evidence(claim, runs, seeds_of(claim, count, first), recipes=recipes)

@@ -54,6 +54,7 @@ def test_a_journal_depends_on_all_that_decides_a_training():
         "lab/memory.py",
         "lab/workers.py",
         "theory/conv_spectrum.py",
+        "theory/procrustes_released.py",
     }
     assert left_out == of_no_influence
     assert set(norm_study.SOURCES) <= used

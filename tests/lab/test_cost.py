@@ -49,8 +49,8 @@ def test_every_step_trains_a_whole_batch(monkeypatch):
     sizes, steps = [], []
     step = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: steps.append(None) or step(self, *a))
-    forward = cost.Engine.count
-    monkeypatch.setattr(cost.Engine, "count", lambda self, a, b, c: sizes.append(len(c)) or forward(self, a, b, c))
+    forward = cost.Engine._count
+    monkeypatch.setattr(cost.Engine, "_count", lambda self, a, b, c: sizes.append(len(c)) or forward(self, a, b, c))
     found = time_steps(SMALL.replace(lr=1e9, precision="bf16"), 12, "cpu", steps=2, warmup=1)
     assert (len(steps), sizes) == (3, [12, 12, 12])
     assert 0 < found.seconds < 60

@@ -266,13 +266,32 @@ def test_probes_agree_with_the_audit(tmp_path):
     )
     assert ratios == pytest.approx(expected, rel=1e-3)
     assert len({round(ratio, 3) for ratio in ratios.values()}) == 6
+    streams = {block.name: block.branch_to_stream for block in found.blocks if block.name.startswith("stages")}
+    assert result.metrics[0]["branches"] == pytest.approx(streams, rel=1e-3)
+    assert len({round(ratio, 3) for ratio in streams.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "added"),
+    [
+        ("allconv", {"blocks": 2, "widths": (2, 4, 4, 8)}, 3),  # the first block of a stage changes the shape
+        ("shortcut_depth", {"depth": 14, "length": 2, "width": 2}, 4), ("plain", {"depth": 11, "width": 1}, 0),
+        ("preact", {"depth": 20, "width": 1}, 3),
+    ],
+)  # fmt: skip
+def test_only_blocks_with_an_identity_have_branches(network, options, added, tmp_path):
+    recipe = ALLCONV.replace(network=network, options=options, steps=1, epochs=None, probe_epochs=(0,))
+    (line,) = train(recipe, tmp_path).metrics
+    assert len(line["ratios"]) > added
+    assert len(line.get("branches", {})) == added
+    assert all(value > 0 for value in line.get("branches", {}).values())
 
 
 def test_probes_change_nothing(tmp_path):
     plain = train(PROC.replace(probe_epochs=()), tmp_path / "a")
     probed = train(PROC, tmp_path / "b")
     assert equal(plain.weights(), probed.weights())
-    assert [sorted(line.keys() - plain.metrics[0].keys()) for line in probed.metrics] == [["ratios"], ["ratios"]]
+    assert [sorted(line.keys() - plain.metrics[0].keys()) for line in probed.metrics] == 2 * [["branches", "ratios"]]
 
 
 def test_a_block_called_twice_is_probed_twice():

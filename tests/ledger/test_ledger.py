@@ -37,7 +37,7 @@ from resid.ledger import (
     verdicts,
 )
 from resid.ledger import run as run_module
-from resid.ledger.catalog import Claim, Smoke, _load
+from resid.ledger.catalog import BEYOND, Claim, Smoke, _load
 from resid.ledger.evidence import from_json, to_json
 from resid.ledger.judge import judge_experiment
 from resid.ledger.run import git_commit
@@ -71,6 +71,7 @@ def full_record(folder, *evidence, mode="full"):
 
 def test_every_statement_of_three_papers_is_there():
     counts = {paper.key: sum(c.paper == paper.key for c in claims()) for paper in papers()}
+    assert counts.pop(BEYOND) >= 10
     assert set(counts) == {"hardt-ma", "li", "zaeemzadeh"}
     assert min(counts.values()) >= 50
     assert sum(counts.values()) >= 200
@@ -630,6 +631,21 @@ def test_an_experiment_not_reproduced_does_not_stop_a_full_run(tmp_path):
     assert verdict_of(tmp_path, EXPERIMENT.id).verdict == "not reproduced"
 
 
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [([0.1, 0.2, 0.15], "held"), ([4.1, 4.2, 4.15], "did not hold"), ([0.1], "consistent"), ([0.6], "inconclusive")],
+)
+def test_what_no_paper_claims_is_not_reproduced_but_holds(tmp_path, values, word):
+    claim = get_claim("beyond/allconv-bfloat16")
+    assert (claim.target, claim.margin, claim.seeds) == (0, 0.5, 3)
+    full_record(tmp_path, (claim.id, Seeds(values, range(len(values)), "made up")))
+    found = verdicts(tmp_path)
+    assert found[claim.id].verdict == word
+    assert word in VERDICTS
+    row = next(line for line in summary(found).splitlines() if f"| {word} |" in line)
+    assert [int(n) for n in row.strip("| ").split(" | ")[1:]] == [0, 0, 0, 1, 1]
+
+
 def test_every_verdict_word_is_known(tmp_path):
     assert {v.verdict for v in verdicts(tmp_path).values()} == {"not run"}
     assert "not reproduced" in VERDICTS
@@ -643,7 +659,7 @@ def test_tables_count_every_claim_once(tmp_path):
     found = verdicts(tmp_path)
     text = summary(found)
     assert text.splitlines()[-1].endswith(f"**{len(claims())}** |")
-    assert "| verified numerically | 1 | 0 | 0 | 1 |" in text
+    assert "| verified numerically | 1 | 0 | 0 | 0 | 1 |" in text
     for paper in papers():
         rows = scoreboard(paper.key, found).splitlines()
         assert len(rows) == 2 + sum(c.paper == paper.key for c in claims())

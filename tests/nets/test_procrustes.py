@@ -144,3 +144,23 @@ def test_bad_input_is_refused_by_name():
     ):
         with pytest.raises(kind, match=text):
             call()
+
+
+def test_the_released_projection_differs_in_the_stem_alone():
+    torch.manual_seed(0)
+    networks = [ProcResNet(13, 4) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    for network, released in zip(networks, (False, True), strict=True):
+        sizes = input_sizes(network, torch.zeros(1, 3, 16, 16))
+        names = {id(module): name for name, module in network.named_modules()}
+        layers = [(conv, sizes[names[id(conv)]]) for conv in network.linear_convolutions()]
+        ProcrustesProjection(layers, released=released).project()
+    ours, theirs = ([conv.weight for conv in network.linear_convolutions()] for network in networks)
+    for here, there in zip(ours[1:], theirs[1:], strict=True):
+        torch.testing.assert_close(here, there, atol=1e-3, rtol=1e-3)
+    energies = [weight.square().sum((0, 1)).flatten() for weight in (ours[0], theirs[0])]
+    shares = [float(energy.max() / energy.sum()) for energy in energies]
+    assert shares[0] < 0.3
+    assert shares[1] > 0.95
+    with pytest.raises(OptionError, match="released = True: groups and dilation 1"):
+        ProcrustesProjection([(conv(4, 8, 3, groups=2), 8)], released=True)

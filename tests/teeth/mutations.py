@@ -975,8 +975,8 @@ MUTATIONS = (
     Mutation(
         "warm-up steps timed as well",
         "resid/lab/cost.py",
-        "feed.moments[warmup:], feed.moments[warmup + 1 :]",
-        "feed.moments, feed.moments[1:]",
+        "feed.seconds()[warmup:]",
+        "feed.seconds()",
         *COST,
     ),
     Mutation(

@@ -9,14 +9,18 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.nn import functional as F
 
 from resid.errors import OptionError
+from resid.lab import cost
+from resid.lab.cost import Timing
 from resid.lab.experiment import UnfinishedError
 from resid.lab.journal import Journal
 from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
+from resid.lab.recipes import RecipeError
 from resid.ledger import Cases, Counterexample, Seeds, Verdict, claims, get_claim, record
 from resid.nets.preact import PreActResNet, ProcResNet
-from resid.trials import cifar, cifar_counts, cifar_overhead, cifar_parts
+from resid.trials import cifar, cifar_counts, cifar_overhead, cifar_parts, cifar_speed
 from resid.trials.cifar import DIGITS, MEASURES, evidence
 from resid.trials.cifar_parts import COUNTS, PARTS
 from tests.trials.helpers import passes
@@ -25,8 +29,8 @@ from tools.paths import ROOT
 E = math.e
 
 
-def run(test, train=None, loss=None, ratios=None, norms=None, steps=1):
-    """Metrics of epochs: errors in percent, gradient ratios by block for each epoch, weight norms."""
+def run(test, train=None, loss=None, ratios=None, norms=None, steps=1, branches=None):
+    """Metrics of epochs: errors in percent, gradient ratios by block for each epoch, weight norms, branches."""
     train = [0.0] * len(test) if train is None else train
     found = []
     for i, (a, b) in enumerate(zip(test, train, strict=True)):
@@ -34,6 +38,8 @@ def run(test, train=None, loss=None, ratios=None, norms=None, steps=1):
         line |= {"loss": loss[i] if loss else 1.0, "weight_norm": norms[i] if norms else 1.0}
         if ratios:
             line["ratios"] = ratios[i]
+        if branches and branches[i]:
+            line["branches"] = branches[i]
         found.append(line)
     return found
 
@@ -125,6 +131,18 @@ EXPECTED = {
     "zaeemzadeh/table-2-better-cifar100": ([run([1, e]) for e in (26.0, 25.0, 24.0, 20.5)], 1.0),
     "zaeemzadeh/table-3-architecture-helps": ([BEST_FIRST, OTHER], 30 - 28),
     "zaeemzadeh/table-3-projection-helps": ([OTHER, BEST_FIRST], 28 - 30),
+    "beyond/allconv-bfloat16": ([OTHER, BEST_FIRST], 28 - 30),
+    "beyond/procresnet-released": ([OTHER, BEST_FIRST], 28 - 30),
+    "beyond/shortcut-length-depth-74": ([run([1, e]) for e in (6.0, 9.0, 7.0, 5.5)], -0.5),
+    "beyond/shortcut-length-depth-110": ([run([1, e]) for e in (6.0, 9.0, 7.5, 7.0)], 1.0),
+    "beyond/shortcut-length-zero-start": (
+        [run([1, 1], loss=[0, last]) for last in (0.9, 0.5, 0.7, 0.8, 2.0, 0.75, 0.6, 0.7, 0.8, 2.0, 3.0, 0.65)], 0.1),
+    "beyond/allconv-near-identity": (
+        [run([1] * 3, branches=[{"a": 9.0, "b": 9.0}, {"a": 0.5, "b": 1.5}, None])], 1.5),
+    "beyond/allconv-preserves-norms": ([run([1, 1], ratios=[blocks(a=9, s=9), blocks(a=0.25, s=-0.75)])], 0.5),
+    "beyond/shortcut-branches": (
+        [run([1, 1], branches=[{"a": 9.0}, {"a": 0.5 * depth**-0.5, "b": 1.5 * depth**-0.5}])
+         for depth in (20, 56, 110)], -0.5),
 }  # fmt: skip
 for name in MEASURES:  # rows of tables: 100 epochs count for Table 1, the last one for the others
     if name.startswith("zaeemzadeh/table-1-") and name not in EXPECTED:
@@ -152,6 +170,9 @@ AT_THE_END = {name for name in MEASURES if "/table-2-" in name or "/table-3-" in
     "hardt-ma/section-4.1-initialization-helps", "hardt-ma/section-4.1-fixed-projection",
     "hardt-ma/section-4.1-batch-norm-overfits", "hardt-ma/intro-competitive-with-resnet",
     "zaeemzadeh/section-4-every-two-iterations", "zaeemzadeh/figure-4-plain-train", "zaeemzadeh/figure-5-procresnet274",
+    "beyond/allconv-bfloat16", "beyond/procresnet-released", "beyond/allconv-modern-cifar10",
+    "beyond/allconv-modern-cifar100", "beyond/shortcut-length-depth-74", "beyond/shortcut-length-depth-110",
+    "beyond/shortcut-length-zero-start",
 }  # fmt: skip
 
 
@@ -162,6 +183,8 @@ def test_a_run_that_diverged(name):
     for several in ([gone(4), *given[1:]], [*given[:-1], gone(4)]):
         if name == "zaeemzadeh/section-4.1-worst-block":
             continue  # the first epoch is all it looks at
+        if name == "beyond/shortcut-length-zero-start":
+            continue  # one of three rates; see below
         found = MEASURES[name](several)
         if name == "zaeemzadeh/figure-3-plain164-unstable":
             assert found == 4
@@ -183,9 +206,17 @@ def test_a_run_that_diverged(name):
 def test_a_ratio_that_is_no_number_shows():
     for name in MEASURES:
         given, _ = EXPECTED[name]
-        if "ratios" in given[0][0]:
-            spoilt = [{**line, "ratios": dict.fromkeys(line["ratios"], math.nan)} for line in given[0]]
+        for what in {"ratios", "branches"} & given[0][0].keys():
+            spoilt = [{**line, what: dict.fromkeys(line.get(what, ()), math.nan)} for line in given[0] if what in line]
             assert math.isnan(MEASURES[name]([spoilt, *given[1:]])), name
+
+
+def test_a_rate_that_diverges_is_not_the_best_one():
+    measure = MEASURES["beyond/shortcut-length-zero-start"]
+    given, number = EXPECTED["beyond/shortcut-length-zero-start"]
+    assert measure([gone(4), *given[1:]]) == pytest.approx(number)
+    assert measure([given[0], gone(4), *given[2:]]) == pytest.approx(0.6 - 0.7)
+    assert measure([gone(4)] * 3 + given[3:]) == pytest.approx(0.6 - math.log(10))
 
 
 def test_stable_plain_network_counts_as_a_hundred_epochs():
@@ -225,15 +256,26 @@ def test_small_networks_take_their_own_depths_and_epochs():
     assert evidence("li/figure-2", runs, (0,), small=True).values == (pytest.approx(0.1),)
 
 
+def test_small_networks_take_their_own_depths_for_branches():
+    runs = {
+        (name, 0): run([1], branches=[{"a": depth**-0.3}])
+        for name, depth in zip(DIGITS["beyond/shortcut-branches"], (20, 38, 74), strict=True)
+    }
+    assert evidence("beyond/shortcut-branches", runs, (0,), small=True).values == (pytest.approx(-0.3),)
+
+
 def test_digits_stand_in_for_the_right_networks():
     """Same kind, same order: where the paper's recipe has a network, the small one has the same constructor."""
     for claim, names in DIGITS.items():
-        full = [RECIPES[name].network for name in FOR_CLAIM[claim]]
+        papers_names = FOR_CLAIM[claim]
+        if claim == "beyond/shortcut-length-zero-start":  # one rate on digits, three on CIFAR
+            papers_names = papers_names[::3]
+        full = [RECIPES[name].network for name in papers_names]
         small = [RECIPES[name].network for name in names]
         assert small == full or claim == "zaeemzadeh/figure-3-around-one", claim
         assert {RECIPES[name].dataset for name in names} == {"images" if claim in IMAGENET else "digits"}
         assert get_claim(claim).smoke is not None
-        for a, b in zip(FOR_CLAIM[claim], names, strict=claim != "zaeemzadeh/figure-3-around-one"):
+        for a, b in zip(papers_names, names, strict=claim != "zaeemzadeh/figure-3-around-one"):
             ours, papers = (dict(RECIPES[name].options) for name in (b, a))
             for option in ("init", "fixed_head", "batch_norm", "length"):
                 assert ours.get(option) == papers.get(option), (claim, option)
@@ -275,17 +317,18 @@ def test_every_part_has_a_file_of_parameters(chapter):
 def test_finished_parts_need_every_seed(tmp_path, monkeypatch):
     chapter = "experiments/shortcut_depth_cifar"
     there = {(f"li-figure-2-{depth}", seed) for depth in (20, 56, 110) for seed in (0, 1, 2)}
+    both = ("figure-2", "branches")
 
     def finished(names, seeds, folder):
         assert folder == tmp_path
         return {key: [] for key in there if key[0] in names and key[1] in seeds}
 
     monkeypatch.setattr(cifar_parts, "finished_runs", finished)
-    assert cifar_parts.finished_parts(chapter, 0, folder=tmp_path) == ("figure-2",)
+    assert cifar_parts.finished_parts(chapter, 0, folder=tmp_path) == both
     assert cifar_parts.finished_parts(chapter, 4, folder=tmp_path) == ()
     there.remove(("li-figure-2-56", 1))
     assert cifar_parts.finished_parts(chapter, 0, folder=tmp_path) == ()
-    assert cifar_parts.finished_parts(chapter, 1, folder=tmp_path) == ("figure-2",)
+    assert cifar_parts.finished_parts(chapter, 1, folder=tmp_path) == both
     assert cifar_parts.seeds_of("li/figure-9-longer") == (0, 1, 2, 3, 4)
     assert cifar_parts.seeds_of("li/figure-9-longer", 2, first=7) == (7, 8)
 
@@ -365,6 +408,80 @@ def test_the_evidence_of_a_part(monkeypatch):
     assert len(dict(found)) == 3
     assert [more["max_seconds"] for more in given] == [7.0]
     assert given[0]["journal"].folder is not None
+
+
+def test_a_part_can_be_computed_in_other_ways(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    chapter, part, ways = "experiments/allconv_cifar", "batch-norm", "precision=bf16 graph=true"
+    several = cifar_parts.part_recipes(chapter, part, ways)
+    assert list(several) == list(FOR_CLAIM["hardt-ma/section-4.1-batch-norm-overfits"])
+    for name, recipe in several.items():
+        assert recipe == RECIPES[name].replace(precision="bf16", graph=True)
+    asked = []
+
+    def trained(recipes, seeds, **options):
+        asked.append((recipes, tuple(seeds)))
+        return {(name, seed): run([1.0, 50.0]) for name in recipes for seed in seeds}
+
+    monkeypatch.setattr(cifar_parts, "run_recipes", trained)
+    cifar_parts.start_part(chapter, part, "full", 1, 2, ways)
+    ((claim, found),) = cifar_parts.part_evidence(chapter, part, 1, 2, ways)
+    record(claim, found)
+    assert asked == [(several, (2,))]
+    (path,) = tmp_path.iterdir()
+    content = json.loads(path.read_text())
+    assert content["precision"] == "bfloat16"
+    assert all(recipe.hash in found.what and RECIPES[name].hash not in found.what for name, recipe in several.items())
+    with pytest.raises(OptionError, match="compute"):
+        cifar_parts.part_recipes(chapter, part, "lr=7")
+    with pytest.raises(RecipeError, match="precision = 'fp8'"):
+        cifar_parts.part_recipes(chapter, part, "precision=fp8")
+
+    seen = []
+    monkeypatch.setattr(cifar_parts, "finished_runs", lambda names, *_: seen.append(names) or {})
+    assert cifar_parts.finished_parts(chapter, 0, compute=ways) == ()
+    assert several in seen
+
+
+def test_speed_is_a_ratio_of_images_a_second(monkeypatch):
+    """Half a second a step by hand against an eighth by the loop: four times as fast, 128/0.125 images a second."""
+    asked = []
+
+    def loop(recipe, batch, device, steps, warmup):
+        asked.append((recipe, batch, device))
+        return Timing("NVIDIA H200", recipe.precision, 1, batch, 0.125, 5)
+
+    monkeypatch.setattr(cifar_speed, "plain_step_seconds", lambda recipe, *_: asked.append((recipe, 0, "")) or 0.5)
+    monkeypatch.setattr(cifar_speed, "time_steps", loop)
+    recipe = RECIPES["hardt-ma-cifar10"]
+    found = cifar_speed.measure_speed(recipe, (3, 4), "cuda")
+    assert asked[:2] == [(recipe.replace(seed=3), 0, ""), (recipe.replace(seed=3, **cifar_speed.FAST), 128, "cuda")]
+    told = cifar_speed.speed_evidence("hardt-ma-cifar10", recipe, found)
+    assert (told.values, told.seeds) == ((4.0, 4.0), (3, 4))
+    share = 100 * 1024 * cost.count_flops(recipe).training / 989.4e12
+    assert told.what.endswith(f"; ours 1,024 on NVIDIA H200, {share:.0f}% of its peak in bf16")
+    asked.clear()
+    cifar_speed.measure_speed(recipe, (0,), "cpu")
+    assert asked[1][0] == recipe
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cifar_parts, "measure_speed", lambda r, s: seeds.append(s) or dict.fromkeys(s, found[3]))
+    for chapter in ("experiments/allconv_cifar", "experiments/procresnet_cifar"):
+        ((claim, evidence_),) = cifar_parts.part_evidence(chapter, "speed")
+        assert claim in PARTS[chapter]["speed"]
+        assert evidence_.what.partition(" ")[0] in RECIPES
+    assert seeds == [(0, 1, 2)] * 2
+
+
+def test_the_plain_loop_trains(monkeypatch):
+    losses = []
+    entropy = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda *given: losses.append(entropy(*given)) or losses[-1])
+    small = RECIPES["digits-allconv"].replace(batch=16, lr=0.1)
+    seconds = cifar_speed.plain_step_seconds(small, "cpu", steps=30, warmup=10)
+    assert 0 < seconds < 10
+    assert len(losses) == 40
+    assert losses[-1].item() < losses[0].item()
 
 
 def test_the_table_shows_recorded_experiments_only():
