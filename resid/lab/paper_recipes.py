@@ -151,7 +151,7 @@ def _li() -> dict[str, Recipe]:
         for rate in ZERO_RATES:
             found[f"li-zero-110-{length}-{rate}"] = base.replace(options=options, epochs=30, lr=rate, **constant)
         options = {"depth": 38, "length": length, "batch_norm": False, "width": 4}
-        found[f"digits-zero-38-{length}"] = small.replace(options=options, lr=ZERO_RATES[1], **constant)
+        found[f"digits-zero-38-{length}"] = small.replace(options=options, epochs=5, lr=ZERO_RATES[1], **constant)
     return found
 
 
