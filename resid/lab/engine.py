@@ -105,7 +105,7 @@ class Engine:
         if self.projection is not None:
             coin = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state["projection"].items()}
             self.projection.load_state_dict(coin)
-        self.step, self.spent, self.probed = state["step"], state["spent"], state["probed"]
+        self.step, self.spent, self.probed = state["step"], state["spent"], state.get("probed") or {}
         if self.ranks.first:  # the sums of all ranks
             self._sums.copy_(state["sums"])
 
