@@ -125,11 +125,12 @@ def test_runs_at_once_are_those_one_after_the_other(tmp_path, monkeypatch):
     spans, said = [], []
 
     def launched(recipe, place, nproc, **options):
-        begun = time.monotonic()
-        result = launch(recipe, place, nproc, **options)
-        spans.append((begun, time.monotonic()))
         assert options["beside"] == 2
-        return result
+        begun = time.monotonic()
+        try:
+            return launch(recipe, place, nproc, **options)
+        finally:
+            spans.append((begun, time.monotonic()))
 
     monkeypatch.setattr(experiment, "launch", launched)
     together = quiet(several, [0, 1], tmp_path / "together", at_once=2, say=said.append)
