@@ -24,17 +24,32 @@ class Figure2:
     seeds: tuple[int, ...]
     what: str
 
-    def mean(self, projected: bool, pair: Pair, name: str) -> np.ndarray:
-        """Mean over the last epoch of "ratio", "deviation", "share" or "passed", (seeds,)."""
-        return np.array([run.last_epoch(name)[0] for run in self.runs[projected][pair]])
+    def mean(self, projected: bool, pair: Pair, name: str, dead: float | None = None) -> np.ndarray:
+        """Mean over the last epoch of "ratio", "deviation", "share" or "passed", (seeds,).
+
+        Args:
+            dead: value of a network that died in every draw.
+
+        Raises:
+            ArithmeticError: there is one, and no value for it.
+        """
+        runs = self.runs[projected][pair]
+        return np.array([run.last_epoch(name)[0] if dead is None or not run.dead else dead for run in runs])
 
     def projection_helps(self) -> Seeds:
-        """Mean deviation over all pairs without projection minus that with it."""
-        means = {
-            projected: np.mean([self.mean(projected, pair, "deviation") for pair in runs], 0)
-            for projected, runs in self.runs.items()
-        }
-        return self._seeds(means[False] - means[True])
+        """Mean deviation without projection minus that with it, over the pairs that live both ways, for each seed.
+
+        Raises:
+            ArithmeticError: none does.
+        """
+        without, projected = (
+            np.array([self.mean(which, pair, "deviation", math.nan) for pair in self.runs[which]])
+            for which in (False, True)
+        )
+        live = np.isfinite(without - projected)
+        if not live.any(0).all():
+            raise ArithmeticError("the networks of every pair have died")
+        return self._seeds(np.mean(without - projected, 0, where=live))
 
     def many_channels(self, least: int) -> Seeds:
         """Largest distance of a mean ratio from 1 among pairs of at least so many channels, with projection."""
@@ -60,12 +75,24 @@ class Figure2:
                     count[pair] = count.get(pair, 0) + again
         return count
 
+    @property
+    def dead(self) -> dict[Pair, int]:
+        """Networks that died in every draw, of the pairs that have any."""
+        count: dict[Pair, int] = {}
+        for runs in self.runs.values():
+            for pair, passages in runs.items():
+                if lost := sum(run.dead for run in passages):
+                    count[pair] = count.get(pair, 0) + lost
+        return count
+
     def _many(self, least: int) -> list[Pair]:
         return [pair for pair in self.runs[True] if min(pair) >= least]
 
     def _seeds(self, values: np.ndarray) -> Seeds:
-        again = ", ".join(f"{count} of {c} to {d}" for (c, d), count in self.redrawn.items())
-        what = f"{self.what}; drawn again since they died: {again}" if again else self.what
+        what = self.what
+        for told, found in (("drawn again since they died", self.redrawn), ("dead in every draw", self.dead)):
+            if found:
+                what += f"; {told}: " + ", ".join(f"{count} of {c} to {d}" for (c, d), count in found.items())
         return Seeds(values.tolist(), self.seeds, what)
 
 

@@ -1,5 +1,6 @@
 """Trainings of the chapter on the projection: on synthetic images, on a part of CIFAR-10, alone, together, resumed."""
 
+import math
 import os
 import sys
 from dataclasses import fields, replace
@@ -258,7 +259,29 @@ def test_a_network_that_always_dies_is_an_error():
     assert found.runs[True][2, 2][0].seed == 4000  # the last draw
     assert found.runs[True][2, 2][0].ratio.shape == found.runs[False][2, 2][0].ratio.shape == (9, 1)
     with pytest.raises(ArithmeticError, match="has died"):
+        found.few_channels(2)
+    with pytest.raises(ArithmeticError, match="of every pair have died"):
         found.projection_helps()
+
+
+def test_a_pair_that_dies_in_every_draw_is_left_out_on_both_sides_and_said_so(monkeypatch):
+    real = norm_study.follow_three_layers
+
+    def deadly(data, c, d, projected, seeds, *rest):
+        """Without projection 4 to 2 dies with the seeds 1, 1001, ...; all other deviations are c, with projection d."""
+        ratio = math.exp(d if projected else c)
+        return [
+            replace(p, ratio=np.full_like(p.ratio, np.nan if (c, seed % 1000) == (4, 1) and not projected else ratio))
+            for p, seed in zip(real(data, c, d, projected, seeds, *rest), seeds, strict=True)
+        ]
+
+    monkeypatch.setattr(norm_study, "follow_three_layers", deadly)
+    found = norm_drift.figure_2(NormStudy(synthetic(), SMALL), [(2, 2), (2, 8), (4, 2)], (0, 1), epochs=1)
+    helps = found.projection_helps()
+    assert helps.values == pytest.approx(((2 + 2 + 4 - 2 - 8 - 2) / 3, (2 + 2 - 2 - 8) / 2))
+    assert found.dead == {(4, 2): 1}
+    assert "; dead in every draw: 1 of 4 to 2" in helps.what
+    assert np.isnan(found.mean(False, (4, 2), "ratio", math.nan)).tolist() == [False, True]
 
 
 def test_a_network_that_diverges_does_no_harm_to_those_beside_it(monkeypatch):
