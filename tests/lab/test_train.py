@@ -275,7 +275,7 @@ def test_probes_agree_with_the_audit(tmp_path):
     ("network", "options", "added"),
     [
         ("allconv", {"blocks": 2, "widths": (2, 4, 4, 8)}, 3),  # the first block of a stage changes the shape
-        ("shortcut_depth", {"depth": 14, "length": 2, "width": 2}, 4), ("plain", {"depth": 11, "width": 1}, 0),
+        ("shortcut_depth", {"depth": 14, "length": 2, "width": 2}, 4), ("plain", {"depth": 20, "width": 1}, 0),
         ("preact", {"depth": 20, "width": 1}, 3),
     ],
 )  # fmt: skip
