@@ -40,6 +40,7 @@ __all__ = [
     "PEAKS",
     "Flops",
     "Hours",
+    "StepClock",
     "Timing",
     "count_flops",
     "hours",
@@ -130,12 +131,36 @@ def peak(device: str, precision: str) -> float | None:
     return None
 
 
+class StepClock:
+    """Moments on the clock of a device, which nothing waits for, as in a training."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._moments: list[Any] = []
+
+    def note(self) -> None:
+        """This moment: on a GPU, when it has done all that it was given before."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._device))
+            self._moments.append(event)
+        else:
+            self._moments.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """From each moment to the next."""
+        pairs = pairwise(self._moments)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            return [before.elapsed_time(after) / 1000 for before, after in pairs]
+        return [after - before for before, after in pairs]
+
+
 class _Synthetic:
     """One batch of random images, over and over; the moment before each step is kept, on the clock of the device."""
 
     def __init__(self, recipe: Recipe, ranks: Ranks, steps: int) -> None:
-        self.steps, self._ranks = steps, ranks
-        self._moments: list[Any] = []
+        self.steps, self.clock = steps, StepClock(ranks.device)
         share = len(range(ranks.rank, recipe.batch, ranks.count))
         generator = torch.Generator().manual_seed(ranks.rank)
         images = torch.randn(share, *recipe.image_shape, generator=generator)
@@ -145,28 +170,12 @@ class _Synthetic:
 
     def epoch(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator[Batch]:
         for _ in range(self.steps):
-            self._note()
+            self.clock.note()
             yield self._batch
-        self._note()
+        self.clock.note()
 
     def plain(self) -> Iterator[Batch]:
         return iter(())
-
-    def _note(self) -> None:
-        if self._ranks.device.type == "cuda":  # nothing waits, as in a training
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._moments.append(event)
-        else:
-            self._moments.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """From each step to the next."""
-        pairs = pairwise(self._moments)
-        if self._ranks.device.type == "cuda":
-            torch.cuda.synchronize(self._ranks.device)
-            return [before.elapsed_time(after) / 1000 for before, after in pairs]
-        return [after - before for before, after in pairs]
 
 
 def time_steps(
@@ -203,7 +212,7 @@ def time_steps(
         engine = Engine(timed, ranks, folder, source=Source(feed, feed))
         with folder.opened(ranks.first), engine.stream():
             loop(engine, stop)
-        taken = feed.seconds()[warmup:]
+        taken = feed.clock.seconds()[warmup:]
         cuda = ranks.device.type == "cuda"
         name = torch.cuda.get_device_name(ranks.device) if cuda else "CPU"
         memory = torch.cuda.max_memory_allocated(ranks.device) if cuda else None

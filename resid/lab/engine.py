@@ -105,7 +105,9 @@ class Engine:
         if self.projection is not None:
             coin = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state["projection"].items()}
             self.projection.load_state_dict(coin)
-        self.step, self.spent, self.probed = state["step"], state["spent"], state.get("probed") or {}
+        self.step, self.spent = state["step"], state["spent"]
+        before = {"ratios": state["ratios"]} if state.get("ratios") else {}  # of version 0.1.0
+        self.probed = state.get("probed", before)
         if self.ranks.first:  # the sums of all ranks
             self._sums.copy_(state["sums"])
 
@@ -141,9 +143,17 @@ class Engine:
         """Seconds of training in this epoch; none at its border."""
         return time.monotonic() - self._begun if self.step % self.training.steps else 0.0
 
-    def stream(self) -> AbstractContextManager[None]:
-        """What the loop has to run in."""
-        return self._graph.stream() if self._graph is not None else nullcontext()
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """What the loop has to run in, once."""
+        if self._graph is None:
+            yield
+            return
+        try:
+            with self._graph.stream():
+                yield
+        finally:
+            self._graph = None  # it knows this engine: neither would be freed before garbage is collected
 
     def set_rate(self) -> float:
         """Set the learning rate of this step, and return it; what compiled blocks gave in the last may go."""

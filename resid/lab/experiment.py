@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resid.errors import OptionError, ResidError
+from resid.lab.batches import load_split
 from resid.lab.checkpoint import RunFolder
 from resid.lab.launch import LaunchError, launch
 from resid.lab.paper_recipes import RECIPES
@@ -104,11 +105,12 @@ def run_recipes(
         place = run_folder(name, recipe, folder)
         found = _finished(place, recipe)
         left = ends - time.monotonic()
-        if found is None and not reason and left > 0:
+        if found is None and not reason and left > 0 and not (told is not None and told.is_set()):
             say(f"{name}, seed {seed}: {'goes on' if place.exists() else 'begins'} in {place.name}")
             options = {"max_seconds": None if math.isinf(left) else left, "device": device, **more}
             try:
-                reason = _train(recipe, place, nproc, at_once, told, say=_Sparse(name, seed, say), **options) or reason
+                why = _train(recipe, place, nproc, at_once, told, say=_Sparse(name, seed, say), **options)
+                reason = reason or why
             except BaseException:
                 reason = "another run failed"  # those that wait do not begin
                 raise
@@ -123,13 +125,14 @@ def run_recipes(
         for key in wanted:
             one(key)
     else:
+        _fetch(wanted.values(), more.get("data_folder"))
         with _told() as told, ThreadPoolExecutor(at_once) as pool:
-            started = [pool.submit(one, key, told) for key in wanted]
             try:
-                for future in as_completed(started):
+                for future in as_completed([pool.submit(one, key, told) for key in wanted]):
                     future.result()
             except BaseException:
                 told.set()
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
     runs = {key: runs[key] for key in wanted if key in runs}
     if missing := [f"{name} seed {seed}" for name, seed in wanted if (name, seed) not in runs]:
@@ -188,6 +191,13 @@ def _finished(place: Path, recipe: Recipe) -> Metrics | None:
     return None
 
 
+def _fetch(recipes: Iterable[Recipe], folder: str | Path | None) -> None:
+    """Download what is not there, before several processes do so into the same files."""
+    for name in {recipe.dataset for recipe in recipes if not recipe.streamed}:
+        for split in ("train", "test"):
+            load_split(name, split, folder)
+
+
 @contextmanager
 def _told() -> Iterator[threading.Event]:
     """An event that SIGTERM sets, where this is the main thread, which alone may ask for signals."""
@@ -197,7 +207,7 @@ def _told() -> Iterator[threading.Event]:
     try:
         yield told
     finally:
-        if main:
+        if main and before is not None:
             signal.signal(signal.SIGTERM, before)
 
 

@@ -29,6 +29,7 @@ __all__ = ["LaunchError", "launch", "worker_command"]
 
 #: Seconds that children have to save and leave; torchrun itself ends ranks half a minute after the first one died.
 PATIENCE = 60.0
+TOLD = "told to stop"
 ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", re.DOTALL)
 
 
@@ -114,6 +115,8 @@ def launch(
     say = say or (lambda line: None)
     reasons: list[str] = []
     for number in range(retries + 1):
+        if told is not None and told.is_set():
+            return Result(folder.path, "stopped", TOLD, read_status(folder.path).get("step", 0), folder.lines())
         left = None if ends is None else max(0.0, ends - time.monotonic())
         command = worker_command(
             recipe, run_dir, nproc, device=device, max_seconds=left, save_every=save_every, data_folder=data_folder,
@@ -155,11 +158,15 @@ def _run(
             start_new_session=True,  # an interrupt in the terminal is ours to pass on
         )  # fmt: skip
         with _passing_on(child):
-            part, ended = "", False
+            part, ended, patience = "", False, None
             while not ended:
                 ended = child.poll() is not None
-                if told is not None and told.is_set():
-                    child.terminate()  # more than once does no harm
+                if told is not None and told.is_set() and not ended:
+                    if patience is None:  # once: torchrun would take a second one for an order to leave its ranks alone
+                        child.terminate()
+                        patience = time.monotonic() + PATIENCE
+                    elif time.monotonic() > patience:
+                        child.kill()
                 for line in kept:
                     part += line
                     if not (part.endswith("\n") or ended):

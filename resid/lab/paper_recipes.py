@@ -13,8 +13,8 @@ Where a paper leaves something open, the choice is that of its released code or 
   all of them; "zaeemzadeh-start-NETWORK" is its first step, for what is claimed of initial weights. "-released"
   projects as the released code does, with its slip.
 - Li et al. 2016: "li-figure-2-DEPTH" and "li-figure-9-DEPTH-LENGTH": Nesterov, rate 0.1, a tenth of it from epochs 81
-  and 122 of 164 (Figure 2: of 200). "li-zero-DEPTH-LENGTH-RATE", which the paper does not have, is what its theorem is
-  about: no batch norm, branches that start at zero; 30 epochs at a constant rate.
+  and 122 of 164 (Figure 2: of 200). "li-zero-DEPTH-LENGTH-RATE", which the paper does not have, has no batch
+  norm and starts with the last convolution of every branch at zero; 30 epochs at a constant rate.
 - Hardt & Ma 2016, ImageNet: "imagenet-paper", a network with the layout of the 34-layer residual network. Six machines
   updated one set of weights, each with batches of 256 and without waiting for the others; here each of their 700,000
   updates is a step of batch 256, one after the other, and "every two epochs" is counted in these steps.
@@ -208,7 +208,7 @@ def _for_claims() -> dict[str, tuple[str, ...]]:
         "beyond/allconv-bfloat16": (f"{ma}-bf16", ma),
         "beyond/allconv-modern-cifar10": (f"{ma}-modern",),
         "beyond/allconv-modern-cifar100": (f"{ma100}-modern",),
-        "beyond/allconv-near-identity": (ma,),
+        "beyond/allconv-branches": (ma,),
         "beyond/allconv-preserves-norms": (ma,),
         "beyond/procresnet-released": ("zaeemzadeh-proc166-cifar100-released", "zaeemzadeh-proc166-cifar100"),
         "beyond/shortcut-length-depth-74": tuple(f"li-figure-9-74-{k}" for k in (2, 1, 3, 4)),

@@ -40,7 +40,8 @@ def _squared(x: Tensor) -> Tensor:
 class GradientProbe:
     """Squared norms of the gradient at output and input of each block, over the whole batch; see `watch_gradients`.
 
-    Of blocks that add a branch to their input, x + F(x) of the shape of x, those of F(x) and x, too.
+    Of blocks that add a branch to their input, x + F(x) of the shape of x, those of F(x) and x, too. F(x) is what was
+    added as computed: with a stream in bfloat16 what lies below its rounding is lost.
     """
 
     def __init__(self) -> None:

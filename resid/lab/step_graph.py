@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from resid.errors import OptionError
 
 __all__ = ["WARM_UP", "StepGraph"]
 
-#: Calls before one is recorded: what is compiled, chosen by trial or allocated once has to be so before.
+#: So many calls come before the one that is recorded, to compile, to choose by trial and to allocate once.
 WARM_UP = 3
 
 
@@ -64,18 +65,30 @@ class StepGraph:
         """Everything within goes into a stream of its own, as calls that are recorded and those before them must."""
         before, own = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         own.wait_stream(before)
-        with torch.cuda.stream(own):
-            yield
-        before.wait_stream(own)
+        try:
+            with torch.cuda.stream(own):
+                yield
+        finally:
+            before.wait_stream(own)
 
     def _check(self, device: torch.device) -> None:
         if device.type != "cuda":
             raise OptionError(f"graph = True records a CUDA graph: not on {device}")
 
     def _record(self, body: Callable[[], None]) -> Callable[[], None]:
-        """Record a call without carrying it out; returns what does."""
+        """Record a call without carrying it out; returns what does.
+
+        Freeing what an older graph or a compiled kernel holds is not allowed meanwhile: garbage goes before.
+        """
         graph = torch.cuda.CUDAGraph()
         here = torch.cuda.current_stream(self._device)
-        with torch.cuda.graph(graph, stream=here, capture_error_mode="thread_local"):
-            body()
+        collecting = gc.isenabled()
+        gc.collect()
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, stream=here, capture_error_mode="thread_local"):
+                body()
+        finally:
+            if collecting:
+                gc.enable()
         return graph.replay

@@ -176,13 +176,25 @@ def _at_the_end(run: Metrics, what: str) -> np.ndarray:
 
 
 def _branch_slope(runs: Sequence[Metrics], depths: Sequence[int] = (20, 56, 110)) -> float:
-    """Slope of log mean branch over input, at the end, against log depth."""
-    means = [float(_at_the_end(run, "branches").mean()) for run in runs]
-    return float(np.polyfit(np.log(depths), np.log(means), 1)[0])
+    """Slope of log mean branch over input against log depth, at the end minus at the start."""
+    slopes = []
+    for ordered in ([run[::-1] for run in runs], runs):  # what stands last is taken
+        means = [float(_at_the_end(run, "branches").mean()) for run in ordered]
+        slopes.append(float(np.polyfit(np.log(depths), np.log(means), 1)[0]))
+    return slopes[1] - slopes[0]
 
 
-def _least_of_others_minus_first(values: Sequence[float]) -> float:
-    return least(values[1:]) - values[0]
+def _least_of_others_minus_first(values: Sequence[float], guessing: float) -> float:
+    """NaN where the first one guesses: nothing was learned that could be compared."""
+    return least(values[1:]) - values[0] if values[0] < guessing else math.nan
+
+
+def _length_two_by_error(runs: Sequence[Metrics]) -> float:
+    return _least_of_others_minus_first([error(run) for run in runs], 90)
+
+
+def _length_two_by_loss(runs: Sequence[Metrics]) -> float:
+    return _least_of_others_minus_first(_best_losses(runs), math.log(10))
 
 
 def _best_losses(runs: Sequence[Metrics], lengths: int = 4) -> list[float]:
@@ -270,9 +282,9 @@ def _measures() -> dict[str, Measure]:
         "zaeemzadeh/table-3-projection-helps": _first_minus_second(error),
         "beyond/allconv-bfloat16": _first_minus_second(error),
         "beyond/procresnet-released": _first_minus_second(error),
-        "beyond/shortcut-length-depth-74": lambda runs: _least_of_others_minus_first([error(run) for run in runs]),
-        "beyond/shortcut-length-depth-110": lambda runs: _least_of_others_minus_first([error(run) for run in runs]),
-        "beyond/shortcut-length-zero-start": lambda runs: _least_of_others_minus_first(_best_losses(runs)),
+        "beyond/shortcut-length-depth-74": _length_two_by_error,
+        "beyond/shortcut-length-depth-110": _length_two_by_error,
+        "beyond/shortcut-length-zero-start": _length_two_by_loss,
     }
     over_epochs: dict[str, Measure] = {
         "hardt-ma/section-4.1-no-overfitting": _of_one(_last_over_best),
@@ -296,7 +308,7 @@ def _measures() -> dict[str, Measure]:
         "zaeemzadeh/figure-4-procresnet-fluctuation": _fluctuation_ratio,
         "zaeemzadeh/table-1-smaller-gap": _in_pairs(mean_gap),
         "zaeemzadeh/table-1-smaller-fluctuation": _in_pairs(excess_gap),
-        "beyond/allconv-near-identity": _of_one(lambda run: float(_at_the_end(run, "branches").max())),
+        "beyond/allconv-branches": _of_one(lambda run: float(_at_the_end(run, "branches").max())),
         "beyond/allconv-preserves-norms": _of_one(lambda run: float(abs(np.log(_at_the_end(run, "ratios"))).mean())),
         "beyond/shortcut-branches": _branch_slope,
     }
@@ -341,7 +353,7 @@ DIGITS: dict[str, tuple[str, ...]] = {
     "zaeemzadeh/table-3-projection-helps": ("digits-proc22-unprojected", "digits-proc22"),
     "beyond/allconv-bfloat16": ("digits-allconv-bf16", "digits-allconv"),
     "beyond/allconv-modern-cifar10": ("digits-allconv-modern",),
-    "beyond/allconv-near-identity": ("digits-allconv",),
+    "beyond/allconv-branches": ("digits-allconv",),
     "beyond/allconv-preserves-norms": ("digits-allconv",),
     "beyond/procresnet-released": ("digits-proc22-released", "digits-proc22"),
     "beyond/shortcut-length-depth-74": tuple(f"digits-shortcut-74-{k}" for k in (2, 1, 3, 4)),

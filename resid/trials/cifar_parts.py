@@ -19,7 +19,7 @@ from resid.theory._check import check_option
 from resid.trials.cifar import evidence, recipes_of
 from resid.trials.cifar_counts import counted
 from resid.trials.cifar_overhead import SOURCES, measure_overhead, overheads
-from resid.trials.cifar_speed import measure_speed, speed_evidence
+from resid.trials.cifar_speed import FAST, measure_speed, speed_evidence
 from resid.trials.imagenet import parameter_evidence
 
 __all__ = [
@@ -54,7 +54,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "fixed-projection": ("hardt-ma/section-4.1-fixed-projection",),
         "batch-norm": ("hardt-ma/section-4.1-batch-norm-overfits",),
         "bfloat16": ("beyond/allconv-bfloat16",),
-        "layers": ("beyond/allconv-near-identity", "beyond/allconv-preserves-norms"),
+        "layers": ("beyond/allconv-branches", "beyond/allconv-preserves-norms"),
         "modern-cifar10": ("beyond/allconv-modern-cifar10",),
         "modern-cifar100": ("beyond/allconv-modern-cifar100",),
         "speed": ("beyond/allconv-speed",),
@@ -132,6 +132,8 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
 _PRECISIONS = {"fp32": "float32", "tf32": "float32 with TF32", "bf16": "bfloat16"}
 #: Fields of a recipe that say how it is computed, and nothing about what.
 COMPUTE = ("precision", "channels_last", "compile", "graph")
+#: Parts whose claims say in which precision they are trained.
+_OF_A_PRECISION = ("bfloat16", "modern-cifar10", "modern-cifar100")
 #: What the part "speed" of a chapter times.
 _TIMED = {
     "experiments/allconv_cifar": "hardt-ma-cifar10",
@@ -149,7 +151,8 @@ def part_recipes(chapter: str, part: str, compute: str = "") -> dict[str, Recipe
             records are others than those of the recipes as they are.
 
     Raises:
-        OptionError: another field. resid.lab.recipes.RecipeError: no such value.
+        OptionError: another field, or a part that trains nothing or is about a precision.
+        resid.lab.recipes.RecipeError: no such value.
 
     Example:
         >>> [recipe.graph for recipe in part_recipes("experiments/allconv_cifar", "batch-norm", "graph=true").values()]
@@ -157,7 +160,12 @@ def part_recipes(chapter: str, part: str, compute: str = "") -> dict[str, Recipe
     """
     settings = compute.split()
     for setting in settings:
-        check_option("compute", setting.partition("=")[0], COMPUTE)
+        field = setting.partition("=")[0]
+        check_option("compute", field, COMPUTE)
+        if part in COUNTS:
+            raise OptionError(f"compute = {compute!r}: the part {part!r} trains nothing")
+        if field == "precision" and part in _OF_A_PRECISION:
+            raise OptionError(f"compute = {compute!r}: the part {part!r} is about a precision of its own")
     return {name: RECIPES[name].with_settings(settings) for name in recipes_of(PARTS[chapter][part])}
 
 
@@ -167,7 +175,7 @@ def finished_parts(
     """The parts of a chapter all of whose runs are finished, with `count` seeds, or as many as the claims fix if 0."""
     found = []
     for part, claims in PARTS[chapter].items():
-        if part in COUNTS:
+        if part in COUNTS or ("precision" in compute and part in _OF_A_PRECISION):
             continue
         wanted = {(name, seed) for c in claims for name in FOR_CLAIM[c] for seed in seeds_of(c, count, first)}
         seeds = sorted({seed for _, seed in wanted})
@@ -219,6 +227,8 @@ def start_part(
     device = "cuda" if torch.cuda.is_available() and not counts else "cpu"
     some = bool(count or first) and not counts
     trained = {recipe.precision for recipe in part_recipes(chapter, part, compute).values()}
+    if part == "speed":
+        trained = {"tf32", str(FAST["precision"])}
     precision = ", ".join(sorted(_PRECISIONS[name] for name in trained)) or ("float64" if counts else "float32")
     start_run(mode, seeds, recipe=part, precision=precision, device=device, some_seeds=some)
     return seeds

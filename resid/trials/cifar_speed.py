@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from resid.lab.cost import Timing, count_flops, peak, time_steps
+from resid.lab.cost import StepClock, Timing, count_flops, peak, time_steps
 from resid.lab.recipes import Recipe, build_network
 from resid.ledger import Seeds
 
@@ -34,33 +33,28 @@ class Speed:
 
 
 def plain_step_seconds(recipe: Recipe, device: str | torch.device, steps: int = 100, warmup: int = 20) -> float:
-    """Seconds of a step of the loop that one writes first, on synthetic images that are on the device already.
+    """Median seconds of a step of the loop that one writes first, on synthetic images that are on the device already.
 
     Nothing of PyTorch's settings is touched: on a GPU its convolutions may use TF32, its products may not.
 
     Args:
         recipe: of which network, batch and optimiser count. steps: that are timed, after `warmup` others.
     """
-    network = build_network(recipe).to(device)
-    images = torch.randn(recipe.batch, *recipe.image_shape, device=device)
-    labels = torch.randint(recipe.class_count, (recipe.batch,), device=device)
+    network, clock = build_network(recipe).to(device), StepClock(torch.device(device))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    images = torch.randn(recipe.batch, *recipe.image_shape, generator=generator).to(device)
+    labels = torch.randint(recipe.class_count, (recipe.batch,), generator=generator).to(device)
     optimizer = torch.optim.SGD(
         network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
-
-    def train(count: int) -> float:
-        for _ in range(count):
-            loss = F.cross_entropy(network(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    with torch.random.fork_rng(devices=[]):
-        begun = train(warmup)
-        return (train(steps) - begun) / steps
+    for _ in range(warmup + steps):
+        clock.note()
+        loss = F.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    clock.note()
+    return statistics.median(clock.seconds()[warmup:])
 
 
 def measure_speed(

@@ -10,6 +10,7 @@ import pytest
 
 from resid.errors import OptionError
 from resid.lab import experiment
+from resid.lab import launch as launch_module
 from resid.lab.checkpoint import read_status
 from resid.lab.experiment import UnfinishedError, finished_runs, run_folder, run_recipes, runs_folder
 from resid.lab.launch import LaunchError, launch
@@ -162,6 +163,47 @@ def test_runs_at_once_that_are_told_to_stop_are_saved_and_go_on(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
     assert [read_status(folder)["state"] for folder in folders[:2]] == ["stopped", "stopped"]
     assert not folders[2].exists()
+
+
+def test_a_run_told_to_stop_while_it_starts_is_not_tried_again(tmp_path, monkeypatch):
+    """The child dies of the signal before it can catch it."""
+    told, tries = threading.Event(), []
+
+    def killed(command, log, processes, say, told):
+        tries.append(told)
+        told.set()
+        return -signal.SIGTERM, ""
+
+    monkeypatch.setattr(launch_module, "_run", killed)
+    result = launch(SMALL, tmp_path, say=None, told=told)
+    assert (result.state, result.reason, len(tries)) == ("stopped", "told to stop", 1)
+
+
+def test_runs_wait_no_longer_when_told(tmp_path, monkeypatch):
+    """The first run ends as usual just when the others are told."""
+    begun = []
+
+    def launched(recipe, folder, nproc, *, told, **options):
+        begun.append(recipe.lr)
+        told.set()
+        return train(recipe, folder, device="cpu")
+
+    monkeypatch.setattr(experiment, "launch", launched)
+    several = {f"r{i}": SMALL.replace(lr=0.01 * (i + 1), epochs=1) for i in range(6)}
+    with pytest.raises(UnfinishedError, match=r"[12] of 6 runs are finished"):
+        quiet(several, [0], tmp_path, at_once=2)
+    assert len(begun) <= 2
+
+
+def test_data_are_there_before_several_processes_want_them(tmp_path, monkeypatch):
+    log = []
+    monkeypatch.setattr(experiment, "load_split", lambda *given: log.append(given))
+    monkeypatch.setattr(
+        experiment, "launch", lambda recipe, folder, *_, **__: (log.append("run"), train(recipe, folder))[1]
+    )
+    quiet({"a": SMALL, "b": SMALL.replace(lr=0.2)}, [0], tmp_path, at_once=2, data_folder=None)
+    assert log[:2] == [("digits", "train", None), ("digits", "test", None)]
+    assert log[2:] == ["run", "run"]
 
 
 def test_a_run_that_fails_stops_those_beside_it(tmp_path, monkeypatch):

@@ -1,15 +1,20 @@
 """Steps that are recorded once: on the CPU by a tape instead of a CUDA graph, against training step by step."""
 
+import gc
+import weakref
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from resid.errors import OptionError
 from resid.lab import engine as engine_module
+from resid.lab.checkpoint import RunFolder
 from resid.lab.cost import time_steps
 from resid.lab.ranks import Ranks
 from resid.lab.recipes import Recipe, RecipeError
 from resid.lab.step_graph import WARM_UP, StepGraph
-from resid.lab.train import DivergedError, train
+from resid.lab.train import DivergedError, loop, train
 from tests.twins.tape import TapedStep
 
 ALLCONV = Recipe(
@@ -79,6 +84,45 @@ def test_what_cannot_be_recorded(taped, tmp_path, monkeypatch):
         train(ALLCONV.replace(graph=True), tmp_path, device="cpu")
     with pytest.raises(OptionError, match=r"records the step of one process, and there are 2"):
         engine_module.Engine(ALLCONV.replace(graph=True), Ranks(0, 2, torch.device("cpu")), tmp_path)
+
+
+def test_an_engine_and_its_graph_are_freed_at_once(taped, tmp_path):
+    """Without waiting for garbage to be collected, which must not happen while another step is recorded."""
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    engine = engine_module.Engine(ALLCONV.replace(graph=True), ranks, RunFolder(tmp_path, ALLCONV.replace(graph=True)))
+    gc.collect()
+    gc.disable()
+    try:
+        with engine.stream():
+            loop(engine, engine_module.Stop())
+        assert TapedStep.played > 0
+        gone = weakref.ref(engine)
+        del engine
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_no_garbage_is_collected_while_a_step_is_recorded(monkeypatch):
+    seen = []
+
+    @contextmanager
+    def recorded(graph, **_):
+        seen.append(gc.isenabled())
+        yield
+
+    class Graph:
+        def replay(self):
+            seen.append("played")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", recorded)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    step = StepGraph(lambda *_: seen.append("body"), [], torch.device("cuda"))
+    for _ in range(WARM_UP + 2):
+        step(torch.zeros(1), torch.zeros(1))
+    assert seen == ["body"] * WARM_UP + [False, "body", "played", "played"]
+    assert gc.isenabled()
 
 
 def test_recipes_of_before_keep_their_hashes():

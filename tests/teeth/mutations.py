@@ -905,8 +905,8 @@ MUTATIONS = (
     Mutation(
         "length two subtracted from the wrong side",
         "resid/trials/cifar.py",
-        "return least(values[1:]) - values[0]",
-        "return values[0] - least(values[1:])",
+        "return least(values[1:]) - values[0] if",
+        "return values[0] - least(values[1:]) if",
         "tests/trials/test_cifar.py",
         "",
     ),
@@ -999,8 +999,8 @@ MUTATIONS = (
     Mutation(
         "warm-up steps timed as well",
         "resid/lab/cost.py",
-        "feed.seconds()[warmup:]",
-        "feed.seconds()",
+        "feed.clock.seconds()[warmup:]",
+        "feed.clock.seconds()",
         *COST,
     ),
     Mutation(

@@ -137,12 +137,12 @@ EXPECTED = {
     "beyond/shortcut-length-depth-110": ([run([1, e]) for e in (6.0, 9.0, 7.5, 7.0)], 1.0),
     "beyond/shortcut-length-zero-start": (
         [run([1, 1], loss=[0, last]) for last in (0.9, 0.5, 0.7, 0.8, 2.0, 0.75, 0.6, 0.7, 0.8, 2.0, 3.0, 0.65)], 0.1),
-    "beyond/allconv-near-identity": (
+    "beyond/allconv-branches": (
         [run([1] * 3, branches=[{"a": 9.0, "b": 9.0}, {"a": 0.5, "b": 1.5}, None])], 1.5),
     "beyond/allconv-preserves-norms": ([run([1, 1], ratios=[blocks(a=9, s=9), blocks(a=0.25, s=-0.75)])], 0.5),
     "beyond/shortcut-branches": (
-        [run([1, 1], branches=[{"a": 9.0}, {"a": 0.5 * depth**-0.5, "b": 1.5 * depth**-0.5}])
-         for depth in (20, 56, 110)], -0.5),
+        [run([1, 1, 1], branches=[{"a": depth**-0.2}, {"a": 7.0}, {"a": 0.5 * depth**-0.5, "b": 1.5 * depth**-0.5}])
+         for depth in (20, 56, 110)], -0.3),
 }  # fmt: skip
 for name in MEASURES:  # rows of tables: 100 epochs count for Table 1, the last one for the others
     if name.startswith("zaeemzadeh/table-1-") and name not in EXPECTED:
@@ -183,8 +183,8 @@ def test_a_run_that_diverged(name):
     for several in ([gone(4), *given[1:]], [*given[:-1], gone(4)]):
         if name == "zaeemzadeh/section-4.1-worst-block":
             continue  # the first epoch is all it looks at
-        if name == "beyond/shortcut-length-zero-start":
-            continue  # one of three rates; see below
+        if name.startswith("beyond/shortcut-length"):
+            continue  # see below
         found = MEASURES[name](several)
         if name == "zaeemzadeh/figure-3-plain164-unstable":
             assert found == 4
@@ -200,7 +200,9 @@ def test_a_run_that_diverged(name):
         else:
             assert math.isnan(found)
     first = MEASURES[name]([gone(1), *given[1:]])
-    assert math.isnan(first) == (name not in AT_THE_END | IMAGENET | {"zaeemzadeh/figure-3-plain164-unstable"})
+    assert math.isnan(first) == (
+        "shortcut-length-depth" in name or name not in AT_THE_END | IMAGENET | {"zaeemzadeh/figure-3-plain164-unstable"}
+    )
 
 
 def test_a_ratio_that_is_no_number_shows():
@@ -216,7 +218,16 @@ def test_a_rate_that_diverges_is_not_the_best_one():
     given, number = EXPECTED["beyond/shortcut-length-zero-start"]
     assert measure([gone(4), *given[1:]]) == pytest.approx(number)
     assert measure([given[0], gone(4), *given[2:]]) == pytest.approx(0.6 - 0.7)
-    assert measure([gone(4)] * 3 + given[3:]) == pytest.approx(0.6 - math.log(10))
+    assert math.isnan(measure([gone(4)] * 3 + given[3:]))  # where nothing was learned nothing is compared
+    assert measure([*given[:3], *[gone(4)] * 9]) == pytest.approx(math.log(10) - 0.5)
+
+
+@pytest.mark.parametrize("depth", [74, 110])
+def test_a_length_that_diverges_is_not_the_best_one(depth):
+    measure, (given, number) = (found[f"beyond/shortcut-length-depth-{depth}"] for found in (MEASURES, EXPECTED))
+    assert math.isnan(measure([gone(4), *given[1:]]))
+    assert measure([*given[:-1], gone(4)]) == pytest.approx(min(7.0 if depth == 74 else 7.5, 9.0) - 6.0)
+    assert measure([given[0], gone(4), *given[2:]]) == pytest.approx(number)
 
 
 def test_stable_plain_network_counts_as_a_hundred_epochs():
@@ -258,10 +269,10 @@ def test_small_networks_take_their_own_depths_and_epochs():
 
 def test_small_networks_take_their_own_depths_for_branches():
     runs = {
-        (name, 0): run([1], branches=[{"a": depth**-0.3}])
+        (name, 0): run([1, 1], branches=[{"a": depth**0.1}, {"a": depth**-0.3}])
         for name, depth in zip(DIGITS["beyond/shortcut-branches"], (20, 38, 74), strict=True)
     }
-    assert evidence("beyond/shortcut-branches", runs, (0,), small=True).values == (pytest.approx(-0.3),)
+    assert evidence("beyond/shortcut-branches", runs, (0,), small=True).values == (pytest.approx(-0.4),)
 
 
 def test_digits_stand_in_for_the_right_networks():
@@ -434,6 +445,11 @@ def test_a_part_can_be_computed_in_other_ways(tmp_path, monkeypatch):
     assert all(recipe.hash in found.what and RECIPES[name].hash not in found.what for name, recipe in several.items())
     with pytest.raises(OptionError, match="compute"):
         cifar_parts.part_recipes(chapter, part, "lr=7")
+    with pytest.raises(OptionError, match="'speed' trains nothing"):
+        cifar_parts.part_recipes(chapter, "speed", ways)
+    with pytest.raises(OptionError, match="'bfloat16' is about a precision of its own"):
+        cifar_parts.part_recipes(chapter, "bfloat16", ways)
+    assert len({r.hash for r in cifar_parts.part_recipes(chapter, "bfloat16", "graph=true").values()}) == 2
     with pytest.raises(RecipeError, match="precision = 'fp8'"):
         cifar_parts.part_recipes(chapter, part, "precision=fp8")
 
@@ -443,7 +459,7 @@ def test_a_part_can_be_computed_in_other_ways(tmp_path, monkeypatch):
     assert several in seen
 
 
-def test_speed_is_a_ratio_of_images_a_second(monkeypatch):
+def test_speed_is_a_ratio_of_images_a_second(tmp_path, monkeypatch):
     """Half a second a step by hand against an eighth by the loop: four times as fast, 128/0.125 images a second."""
     asked = []
 
@@ -471,6 +487,11 @@ def test_speed_is_a_ratio_of_images_a_second(monkeypatch):
         assert claim in PARTS[chapter]["speed"]
         assert evidence_.what.partition(" ")[0] in RECIPES
     assert seeds == [(0, 1, 2)] * 2
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    cifar_parts.start_part(chapter, "speed", "full")
+    record(claim, evidence_)
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["precision"] == "bfloat16, float32 with TF32"
 
 
 def test_the_plain_loop_trains(monkeypatch):
