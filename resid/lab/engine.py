@@ -21,7 +21,7 @@ from resid.errors import NotFiniteError, OptionError, ResidError
 from resid.lab.batches import Batch, seed_of
 from resid.lab.checkpoint import RunFolder
 from resid.lab.probes import blocks_of, mean_weight_norm, watch_gradients
-from resid.lab.ranks import Ranks, under_torchrun
+from resid.lab.ranks import LAUNCHER, Ranks, under_torchrun
 from resid.lab.recipes import Recipe, build_network
 from resid.lab.sources import Feed, Source, open_source
 from resid.lab.step_graph import StepGraph
@@ -300,14 +300,18 @@ class Engine:
 
 
 class Stop:
-    """When to stop before the end: on SIGTERM, after `max_seconds`, or when torchrun is gone.
+    """When to stop before the end: on SIGTERM, after `max_seconds`, or when torchrun or the launcher is gone.
 
     The signal is caught within the context, and only in the main thread, where Python allows it.
     """
 
     def __init__(self, max_seconds: float | None = None) -> None:
         self._end = None if max_seconds is None else time.monotonic() + max_seconds
-        self._signal, self._parent = "", os.getppid()
+        self._signal, self._starter, self._parent = "", "", os.getppid()
+        if under_torchrun():
+            self._starter = "torchrun"
+        elif LAUNCHER in os.environ:
+            self._starter, self._parent = "the launcher", int(os.environ[LAUNCHER])
         self._before: Any = None
 
     def __enter__(self) -> Stop:
@@ -324,8 +328,8 @@ class Stop:
         mine = self._signal
         if not mine and self._end is not None and time.monotonic() >= self._end:
             mine = "max_seconds is over"
-        if not mine and under_torchrun() and os.getppid() != self._parent:
-            mine = "torchrun is gone"
+        if not mine and self._starter and os.getppid() != self._parent:
+            mine = f"{self._starter} is gone"
         return mine or "another rank has to stop" if ranks.any(bool(mine)) else ""
 
     def _note(self, number: int, _: object) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from resid.errors import OptionError, ResidError
 from resid.lab.checkpoint import RunFolder, read_status
-from resid.lab.ranks import usable_cpus
+from resid.lab.ranks import LAUNCHER, usable_cpus
 from resid.lab.recipes import Recipe
 from resid.lab.train import Result
 from resid.theory._check import as_whole
@@ -94,7 +94,8 @@ def launch(
 
     When a process dies, all of them end and the run is tried again from its last checkpoint. What another try would
     not help is not tried again: a recipe that does not fit, a loss that is not finite, a full disk. The output of all
-    processes is kept in log.txt. SIGTERM is passed on; on KeyboardInterrupt the processes save and end first.
+    processes is kept in log.txt. SIGTERM is passed on; on KeyboardInterrupt the processes save and end first, and so does
+    a run of one process when its launcher is killed.
 
     Args:
         recipe, run_dir, device, max_seconds, save_every, data_folder, workers, background_saves: of
@@ -148,6 +149,7 @@ def _run(
     environment = {
         "OMP_NUM_THREADS": str(max(1, usable_cpus() // processes)),
         **os.environ,
+        LAUNCHER: str(os.getpid()),  # without which a run goes on unseen, and nobody else can have its folder
         "PYTHONUNBUFFERED": "1",
     }
     tail: deque[str] = deque(maxlen=200)

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["Ranks", "join_ranks", "under_torchrun", "usable_cpus"]
+__all__ = ["LAUNCHER", "Ranks", "join_ranks", "under_torchrun", "usable_cpus"]
+
+#: Environment variable with the number of the process that started a run of one process, and watches it.
+LAUNCHER = "RESID_LAUNCHER"
 
 
 def usable_cpus() -> int:

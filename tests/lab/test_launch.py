@@ -94,6 +94,26 @@ def test_interrupt_and_sigterm_end_the_children_which_save(tmp_path, how):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_run_whose_launcher_was_killed_is_saved_and_ends(tmp_path):
+    """A kernel that is killed, say: its runs must not go on unseen, with a lock on their folders."""
+    code = f"""
+        from resid.lab.launch import launch
+        from resid.lab.recipes import Recipe
+        launch(Recipe.from_json({ALLCONV.replace(epochs=4000).to_json()!r}), {str(tmp_path / "run")!r}, device="cpu")
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.DEVNULL) as launcher:
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit and not (tmp_path / "run" / "metrics.jsonl").exists():
+            time.sleep(0.1)
+        (child,) = [c for c in psutil.Process(launcher.pid).children() if "resid.lab.cli" in c.cmdline()]
+        launcher.kill()
+        launcher.wait()
+        child.wait(30)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("stopped", "the launcher is gone")
+    assert list((tmp_path / "run").glob("**/step-*.pt"))
+
+
 def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(OptionError, match="nproc = 0"):
         launch(ALLCONV, tmp_path, nproc=0)
