@@ -94,8 +94,8 @@ def launch(
 
     When a process dies, all of them end and the run is tried again from its last checkpoint. What another try would
     not help is not tried again: a recipe that does not fit, a loss that is not finite, a full disk. The output of all
-    processes is kept in log.txt. SIGTERM is passed on; on KeyboardInterrupt the processes save and end first, and so does
-    a run of one process when its launcher is killed.
+    processes is kept in log.txt. SIGTERM is passed on; on KeyboardInterrupt the processes save and end first, and so
+    does a run of one process when its launcher is killed.
 
     Args:
         recipe, run_dir, device, max_seconds, save_every, data_folder, workers, background_saves: of
