@@ -10,8 +10,8 @@ Where a paper leaves something open, the choice is that of its released code or 
 - Zaeemzadeh et al. 2018: "zaeemzadeh-NETWORK-CLASSES" with NETWORK such as resnet164, erased164, proc166 or
   erased-proc166: 300 epochs, rate 0.1, a tenth of it from epochs 150 and 225, projection with probability 1/2 after
   each step. "zaeemzadeh-constant-NETWORK" is for Figures 3 and 4 and Table 1: 100 epochs at rate 0.1 with probes in
-  all of them; "zaeemzadeh-start-NETWORK" is its first step, for what is claimed of initial weights. "-released"
-  projects as the released code does, with its slip.
+  all of them; "zaeemzadeh-start-NETWORK" is its first step, for what is claimed of initial weights, and
+  "zaeemzadeh-first-NETWORK" its first five epochs. "-released" projects as the released code does, with its slip.
 - Li et al. 2016: "li-figure-2-DEPTH" and "li-figure-9-DEPTH-LENGTH": Nesterov, rate 0.1, a tenth of it from epochs 81
   and 122 of 164 (Figure 2: of 200). "li-zero-DEPTH-LENGTH-RATE", which the paper does not have, has no batch
   norm and starts with the last convolution of every branch at zero; 30 epochs at a constant rate.
@@ -116,6 +116,8 @@ def _zaeemzadeh() -> dict[str, Recipe]:
     for name in ("resnet20", "resnet164"):
         start = found[f"zaeemzadeh-constant-{name}"]
         found[f"zaeemzadeh-start-{name}"] = start.replace(epochs=None, steps=1, probe_epochs=(0,), channels_last=True)
+    begun = found["zaeemzadeh-constant-plain83"]
+    found["zaeemzadeh-first-plain83"] = begun.replace(epochs=5, probe_epochs=tuple(range(5)), channels_last=True)
     for name, (network, options) in _networks((20, 56, 164)).items():
         more = half if network == "proc" else {}
         found[f"digits-{name}"] = Recipe(
@@ -202,6 +204,7 @@ def _for_claims() -> dict[str, tuple[str, ...]]:
             "zaeemzadeh-resnet164-cifar100", "zaeemzadeh-proc166-cifar100-unprojected"),
         "zaeemzadeh/table-3-projection-helps": (
             "zaeemzadeh-proc166-cifar100-unprojected", "zaeemzadeh-proc166-cifar100"),
+        "zaeemzadeh/figure-3-plain83-one-block": ("zaeemzadeh-first-plain83",),
         "zaeemzadeh/section-4.1-worst-block": ("zaeemzadeh-start-resnet20", "zaeemzadeh-start-resnet164"),
         "li/figure-2": tuple(f"li-figure-2-{depth}" for depth in (20, 56, 110)),
         "li/figure-9-longer": ("li-figure-9-110-6", "li-figure-9-110-4"),
@@ -242,7 +245,6 @@ def _for_claims() -> dict[str, tuple[str, ...]]:
         "figure-3-plain-diverges": ("plain83",),
         "figure-3-plain-depth": ("plain83", "plain20"),
         "figure-3-residual-depth": ("resnet20", "resnet164", "proc22", "proc166"),
-        "figure-3-plain83-one-block": ("plain83",),
         "figure-3-depth-20-alike": ("plain20", "resnet20"),
         "figure-3-depth-20-procresnet": ("resnet20", "proc22"),
         "figure-3-procresnet-stem": ("proc166",),

@@ -87,9 +87,10 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "figure-3": (
             "zaeemzadeh/figure-3-plain164-unstable", "zaeemzadeh/figure-3-plain-diverges",
             "zaeemzadeh/figure-3-plain-depth", "zaeemzadeh/figure-3-residual-depth",
-            "zaeemzadeh/figure-3-plain83-one-block", "zaeemzadeh/figure-3-depth-20-alike",
-            "zaeemzadeh/figure-3-depth-20-procresnet", "zaeemzadeh/figure-3-procresnet-stem",
-            "zaeemzadeh/figure-3-procresnet-transitions", "zaeemzadeh/figure-3-around-one"),
+            "zaeemzadeh/figure-3-depth-20-alike", "zaeemzadeh/figure-3-depth-20-procresnet",
+            "zaeemzadeh/figure-3-procresnet-stem", "zaeemzadeh/figure-3-procresnet-transitions",
+            "zaeemzadeh/figure-3-around-one"),
+        "figure-3-first": ("zaeemzadeh/figure-3-plain83-one-block",),
         "figure-3-start": ("zaeemzadeh/section-4.1-worst-block",),
         "figure-4": (
             "zaeemzadeh/figure-4-plain-train", "zaeemzadeh/figure-4-residual-train",

@@ -60,6 +60,10 @@ def test_printed_numbers():
     assert (li.nesterov, li.total_steps(391), li.network_options) == (True, 164 * 391, {"depth": 110, "length": 6})
     assert [li.rate(391 * e, 391) for e in (80, 81, 122)] == pytest.approx([0.1, 0.01, 0.001])
     assert RECIPES["zaeemzadeh-constant-plain83"].probe_epochs == tuple(range(100))
+    first = RECIPES["zaeemzadeh-first-plain83"]
+    assert (first.epochs, first.probe_epochs) == (5, tuple(range(5)))
+    fields = [line.split(":")[0] for line in first.differences(RECIPES["zaeemzadeh-constant-plain83"])]
+    assert sorted(fields) == ["channels_last", "epochs", "probe_epochs"]
 
 
 def test_printed_numbers_of_imagenet():
