@@ -56,16 +56,16 @@ class Progress:
 
     def __call__(self, line: str) -> None:
         """Show a line of `resid.lab.train.describe`, or any other."""
-        found = re.match(r"epoch (\d+)/(\d+), (.*)", line)
+        found = re.match(r"(in )?epoch (\d+)/(\d+)[,:] (.*)", line)
         if found and sys.stdout.isatty():
             try:
                 from tqdm import tqdm
             except ImportError:
                 print(line, flush=True)
                 return
-            self._bar = self._bar or tqdm(total=int(found[2]), unit="epoch", file=sys.stdout)
-            self._bar.set_postfix_str(found[3], refresh=False)
-            self._bar.update(int(found[1]) - self._bar.n)
+            self._bar = self._bar or tqdm(total=int(found[3]), unit="epoch", file=sys.stdout)
+            self._bar.set_postfix_str(found[4], refresh=False)
+            self._bar.update(int(found[2]) - bool(found[1]) - self._bar.n)
             self._bar.refresh()
         else:
             print(line, flush=True)

@@ -323,14 +323,19 @@ class Stop:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def agreed(self, ranks: Ranks) -> str:
-        """Why to stop, or "": the same kind of answer on all ranks, all of which have to ask."""
-        mine = self._signal
-        if not mine and self._end is not None and time.monotonic() >= self._end:
-            mine = "max_seconds is over"
-        if not mine and self._starter and os.getppid() != self._parent:
-            mine = f"{self._starter} is gone"
-        return mine or "another rank has to stop" if ranks.any(bool(mine)) else ""
+    def wish(self) -> str:
+        """Why this process would stop, or ""."""
+        if not self._signal and self._end is not None and time.monotonic() >= self._end:
+            return "max_seconds is over"
+        if not self._signal and self._starter and os.getppid() != self._parent:
+            return f"{self._starter} is gone"
+        return self._signal
+
+    def agreed(self, ranks: Ranks, due: bool = False) -> tuple[str, bool]:
+        """Why to stop, or "", and whether some rank finds something else due; all ranks have to ask."""
+        mine = self.wish()
+        stop, due = ranks.agree(bool(mine), due)
+        return (mine or "another rank has to stop") if stop else "", due
 
     def _note(self, number: int, _: object) -> None:
         self._signal = signal.Signals(number).name

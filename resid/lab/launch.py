@@ -100,7 +100,8 @@ def launch(
     Args:
         recipe, run_dir, device, max_seconds, save_every, data_folder, workers, background_saves: of
             `resid.lab.train.train`. nproc: processes, one for each GPU. retries: tries after the first.
-        tracker: name, see `resid.lab.trackers`. say: called with a line for each epoch and for each failure.
+        tracker: name, see `resid.lab.trackers`. say: called with a line for each epoch, each minute of a longer one,
+            and each failure.
         beside: so many runs share the CPUs. told: when it is set, the processes save and end, as after SIGTERM.
 
     Raises:
@@ -174,7 +175,7 @@ def _run(
                     if not (part.endswith("\n") or ended):
                         continue  # the rest of the line is to come
                     tail.append(part)
-                    if part.startswith("epoch "):
+                    if part.startswith(("epoch ", "in epoch ")):
                         say(part.rstrip())
                     part = ""
                 if not ended:

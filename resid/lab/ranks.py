@@ -59,12 +59,16 @@ class Ranks:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank. The question travels by the CPU and does not wait for the device."""
+        """Whether the flag is set on any rank."""
+        return self.agree(flag)[0]
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Which flags are set on any rank. The question travels by the CPU and does not wait for the device."""
         if self.count == 1:
-            return flag
-        given = torch.tensor([int(flag)])
+            return flags
+        given = torch.tensor(flags, dtype=torch.int64)
         dist.all_reduce(given, dist.ReduceOp.MAX)
-        return bool(given.item())
+        return tuple(map(bool, given.tolist()))
 
     def gather(self, found: dict[str, str]) -> dict[str, str]:
         """The dictionaries of all ranks in one, on every rank."""

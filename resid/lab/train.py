@@ -10,8 +10,9 @@ it, it changes rounding only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ FAILED = 65
 INTERRUPTED = 1
 #: Ranks ask each other every so many steps whether to stop.
 ASK_EVERY = 8
-#: Seconds between checkpoints, at the ends of epochs, unless `save_every` says otherwise.
-SAVE_SECONDS = 60.0
+#: Seconds between checkpoints at the ends of epochs, and inside longer epochs, unless `save_every` says otherwise.
+SAVE_SECONDS, SAVE_INSIDE = 60.0, 300.0
+#: Seconds between two lines of progress inside an epoch, and between two updates of status.json.
+TELL_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,16 @@ def train(
     device, and where the recipe asks for it the gradient ratios of the blocks at the first step of the epoch, output
     over input, and of blocks x + F(x) the norm of F(x) over that of x, "branches". Errors are fractions, of the files
     that can be read; where there are more than five classes the test has its top-5 error, too. SIGTERM and
-    `max_seconds` save and return a result whose state is "stopped".
+    `max_seconds` save and return a result whose state is "stopped". While it trains, status.json has step, steps,
+    images a second and the seconds left without those of tests, as they were a minute ago at most.
 
     Args:
         recipe: what to train. run_dir: folder of this run alone. device: default a GPU if there is one.
         max_seconds: after which to save and stop. save_every: steps between checkpoints; default the first end of an
-            epoch after a minute. keep: checkpoints to keep. data_folder: of the official files. tracker: gets every
-            line, too, on rank 0. say: called with a line of text for each epoch, on rank 0. workers: processes that
-            read files for this rank. background_saves: checkpoints inside the run are written while it goes on, see
-            `resid.lab.checkpoint`.
+            epoch after a minute, and every five minutes of a longer epoch. keep: checkpoints to keep. data_folder: of
+            the official files. tracker: gets every line, too, on rank 0. say: called with a line of text for each
+            epoch, and for each minute of a longer one, on rank 0. workers: processes that read files for this rank.
+            background_saves: checkpoints inside the run are written while it goes on, see `resid.lab.checkpoint`.
 
     Raises:
         OptionError: the recipe does not suit the device or the number of ranks.
@@ -136,7 +140,7 @@ def loop(
         return Result(folder.path, "finished", "", last, folder.lines())
     if ranks.first:
         folder.begin(engine.step)
-    reason = ""
+    reason, pulse = "", Pulse(engine, last, say)
 
     while engine.step < last and not reason:
         epoch, first = divmod(engine.step, per_epoch)
@@ -151,9 +155,12 @@ def loop(
             if inside and save_every and engine.step % save_every == 0:
                 engine.save(background_saves)
             if inside and (ranks.count == 1 or engine.step % ASK_EVERY == 0):
-                reason = stop.agreed(ranks)
+                reason, due = stop.agreed(ranks, not save_every and engine.unsaved() > SAVE_INSIDE)
+                if due and not reason:
+                    engine.save(background_saves)
             if reason:
                 break
+            pulse.beat()
         else:
             line = engine.finish_epoch(epoch, rate)
             if ranks.first:
@@ -162,10 +169,11 @@ def loop(
                     tracker.log(engine.step, {k: v for k, v in line.items() if isinstance(v, (int, float))})
                 if say is not None:
                     say(describe(line, -(-last // per_epoch)))
+            pulse.begin_epoch()
             if engine.step < last:
                 if engine.step % save_every == 0 if save_every else ranks.any(engine.unsaved() > SAVE_SECONDS):
                     engine.save(background_saves)
-                reason = stop.agreed(ranks)
+                reason, _ = stop.agreed(ranks)
 
     engine.save()
     if ranks.first:
@@ -174,6 +182,61 @@ def loop(
         folder.set_status("stopped" if reason else "finished", step=engine.step, reason=reason)
     ranks.any(False)  # nobody leaves before everything is written: torchrun ends the others when one leaves early
     return Result(folder.path, "stopped" if reason else "finished", reason, engine.step, folder.lines())
+
+
+class Pulse:
+    """What a long run says of itself between the lines of its epochs, on the rank that writes.
+
+    Nothing waits for a GPU, whose work can be a moment behind the steps that are counted.
+
+    Args:
+        engine: which trains. last: step at which the run ends. say: gets a line for each minute without one.
+    """
+
+    def __init__(self, engine: Engine, last: int, say: Callable[[str], None] | None) -> None:
+        self.engine, self.last, self.say = engine, last, say
+        self._written = time.monotonic()
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Count from here."""
+        self._told = self._begun = time.monotonic()
+        self._from = self.engine.step
+
+    def beat(self) -> None:
+        """A step is done: write and say what is due."""
+        engine, now = self.engine, time.monotonic()
+        if not engine.ranks.first or now - min(self._told, self._written) < TELL_SECONDS:
+            return
+        pace = (engine.step - self._from) / max(now - self._begun, 1e-9)
+        images, left = pace * engine.recipe.batch, (self.last - engine.step) / pace
+        if now - self._written >= TELL_SECONDS:
+            self._written = now
+            known = {"steps": self.last, "images_per_second": round(images, 1), "seconds_left": round(left)}
+            with suppress(CheckpointError):  # what has to be written will say it
+                engine.folder.set_status("running", step=engine.step, **known)
+        epoch, inside = divmod(engine.step, engine.training.steps)
+        if inside and engine.step < self.last and now - self._told >= TELL_SECONDS:
+            self._told = now
+            if self.say is not None:
+                epochs = -(-self.last // engine.training.steps)
+                where = f"in epoch {epoch + 1}/{epochs}: step {engine.step} of {self.last}"
+                self.say(f"{where}, {images:,.0f} images/s, about {duration(left)} left")
+
+
+def duration(seconds: float) -> str:
+    """A time as one would say it.
+
+    Example:
+        >>> [duration(s) for s in (59.4, 61, 3600, 200_000)]
+        ['59 s', '1 min', '1 h 0 min', '2 d 7 h']
+    """
+    minutes, hours = int(seconds) // 60, int(seconds) // 3600
+    if not minutes:
+        return f"{seconds:.0f} s"
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def describe(line: dict[str, Any], epochs: int) -> str:

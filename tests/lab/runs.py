@@ -24,7 +24,8 @@ TIMEOUT = 60.0
 @dataclass(frozen=True)
 class Fault:
     """ "signal" is sent to the process at "moment": "step" (the so-manieth of this process), "half" (a checkpoint, the
-    so-manieth, is half written) or "rename" (it is written and not yet renamed)."""
+    so-manieth, is half written) or "rename" (it is written and not yet renamed). Or its clock jumps ahead by 400
+    seconds: "jump" (at the so-manieth step)."""
 
     moment: str
     number: int
@@ -37,9 +38,13 @@ class Fault:
         def strike(first=lambda: None):
             if next(seen) == self.number:
                 first()
-                os.kill(os.getpid(), self.signal)
+                if self.moment == "jump":
+                    clock = time.monotonic
+                    time.monotonic = lambda: clock() + 400
+                else:
+                    os.kill(os.getpid(), self.signal)
 
-        if self.moment == "step":
+        if self.moment in ("step", "jump"):
             step = torch.optim.SGD.step
 
             @functools.wraps(step)
@@ -83,8 +88,8 @@ def run(recipe, run_dir, ranks=1, fault=None, struck=0, save_every=2, more=()):
 
     None is left running.
     """
-    arguments = [recipe.to_json(), "--run-dir", str(run_dir), "--save-every", str(save_every), "--device", "cpu"]
-    arguments += more
+    arguments = [recipe.to_json(), "--run-dir", str(run_dir), "--device", "cpu", *more]
+    arguments += [] if save_every is None else ["--save-every", str(save_every)]
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -159,7 +159,10 @@ def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     progress("epoch 2/4, step 10: loss 1")
     progress("epoch 3/4, step 15: loss 0.5")
+    progress("in epoch 4/4: step 17 of 20, 57 images/s, about 2 min left")
     out = capsys.readouterr().out
     assert "try 1 of 3 failed: why\n" in out
     assert "3/4" in out
+    assert "4/4" not in out.replace("2/4", "").replace("3/4", ""), "the last epoch is not over"
     assert "loss 0.5" in out
+    assert "about 2 min left" in out

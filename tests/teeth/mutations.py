@@ -41,6 +41,7 @@ LEDGER = ("tests/ledger/test_ledger.py", "")
 BATCHES = ("tests/lab/test_batches.py", "")
 TRAIN = ("tests/lab/test_train.py", "")
 FAULTS = ("tests/lab/test_faults.py", "")
+LONG_EPOCHS = ("tests/lab/test_long_epochs.py", "")
 IMAGE_FILES = ("tests/lab/test_image_files.py", "")
 DECODE = ("tests/lab/test_decode.py", "")
 STREAM = ("tests/lab/test_stream.py", "")
@@ -638,6 +639,20 @@ MUTATIONS = (
         "-seed0",
         "tests/lab/test_experiment.py",
         "",
+    ),
+    Mutation(
+        "a long epoch is not saved inside",
+        "resid/lab/train.py",
+        "not save_every and engine.unsaved() > SAVE_INSIDE)",
+        "not save_every and engine.unsaved() < 0)",
+        *LONG_EPOCHS,
+    ),
+    Mutation(
+        "pace of a run that went on, as if it had begun there",
+        "resid/lab/train.py",
+        "pace = (engine.step - self._from) /",
+        "pace = engine.step /",
+        *LONG_EPOCHS,
     ),
     Mutation(
         "last batch divided by the size of a full one",
