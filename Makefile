@@ -4,9 +4,13 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 READY := .venv/.ready
 URL ?=
+MINUTES ?=
+AT_ONCE ?=
+COMPUTE ?=
+PARTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check teeth serve bench evidence readme repository clean distclean
+.PHONY: help book test check teeth serve bench evidence experiments readme repository clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -39,6 +43,10 @@ bench: $(READY)  ## time the library beside its peers and write benchmarks/resul
 
 evidence: $(READY)  ## run the chapters in full and write their records to results/
 	@$(RUN) tools.evidence
+
+experiments: $(READY)  ## the full trainings that are not on record, on a GPU, as far as MINUTES=60 allow
+	@$(RUN) tools.experiments $(if $(MINUTES),--minutes $(MINUTES)) $(if $(AT_ONCE),--at-once $(AT_ONCE)) \
+		--compute "$(COMPUTE)" $(PARTS) || [ $$? = 75 ]
 
 readme: $(READY)  ## bring the README's scoreboard and figure up to date
 	@$(RUN) tools.readme

@@ -50,6 +50,12 @@ def full_parameters(path: Path) -> dict[str, str]:
     return {name: str(value) for name, value in found.items()}
 
 
+def refuse_changes(dirty: bool) -> None:
+    """End here if the code is not committed, unless that is accepted."""
+    if git_commit()[1] and not dirty:
+        sys.exit("the code has uncommitted changes: commit them first, or give --dirty, which the records will say")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -58,9 +64,7 @@ def main() -> None:
     )
     parser.add_argument("--dirty", action="store_true", help="accept uncommitted changes")
     options = parser.parse_args()
-    _, dirty = git_commit()
-    if dirty and not options.dirty:
-        sys.exit("the code has uncommitted changes: commit them first, or give --dirty, which the records will say")
+    refuse_changes(options.dirty)
     BUILD.mkdir(exist_ok=True)
     known = {p.relative_to(ROOT / "book").with_suffix("").as_posix(): p for p in notebooks() if not reads_records(p)}
     wanted = options.chapters or [name for name in known if not name.startswith("experiments/")]

@@ -128,6 +128,21 @@ def run_papermill(
 ) -> subprocess.CompletedProcess[str]:
     """One papermill run, in the notebook's folder, its records going to `records`; `resid` is taken from `root`."""
     root = ROOT if root is None else root
+    arguments, environment = papermill(source, output, records, threads, parameters, root)
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=root)
+
+
+def papermill(
+    source: Path,
+    output: Path,
+    records: Path,
+    threads: int = 1,
+    parameters: Sequence[str] = (),
+    root: Path | None = None,
+    timeout: int | None = TIMEOUT,
+) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of `run_papermill`; timeout: seconds for a cell."""
+    root = ROOT if root is None else root
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = source.parent.relative_to(root)
     command = ["papermill", str(source.relative_to(root)), "out.ipynb", *parameters, "--cwd", str(folder)]
@@ -143,8 +158,9 @@ def run_papermill(
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
     arguments = [sys.executable, "-m", "papermill", str(source), str(output), *parameters, "-k", "python3"]
-    arguments += ["--cwd", str(source.parent), "--no-progress-bar", "--execution-timeout", str(TIMEOUT)]
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=root)
+    arguments += ["--cwd", str(source.parent), "--no-progress-bar"]
+    arguments += [] if timeout is None else ["--execution-timeout", str(timeout)]
+    return arguments, environment
 
 
 def failure(output: Path, done: subprocess.CompletedProcess[str]) -> str:

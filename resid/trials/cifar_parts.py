@@ -25,6 +25,7 @@ from resid.trials.imagenet import parameter_evidence
 __all__ = [
     "COMPUTE",
     "COUNTS",
+    "OF_A_PRECISION",
     "PARTS",
     "check_part",
     "finished_parts",
@@ -134,7 +135,7 @@ _PRECISIONS = {"fp32": "float32", "tf32": "float32 with TF32", "bf16": "bfloat16
 #: Fields of a recipe that say how it is computed, and nothing about what.
 COMPUTE = ("precision", "channels_last", "compile", "graph")
 #: Parts whose claims say in which precision they are trained.
-_OF_A_PRECISION = ("bfloat16", "modern-cifar10", "modern-cifar100")
+OF_A_PRECISION = ("bfloat16", "modern-cifar10", "modern-cifar100")
 #: What the part "speed" of a chapter times.
 _TIMED = {
     "experiments/allconv_cifar": "hardt-ma-cifar10",
@@ -165,7 +166,7 @@ def part_recipes(chapter: str, part: str, compute: str = "") -> dict[str, Recipe
         check_option("compute", field, COMPUTE)
         if part in COUNTS:
             raise OptionError(f"compute = {compute!r}: the part {part!r} trains nothing")
-        if field == "precision" and part in _OF_A_PRECISION:
+        if field == "precision" and part in OF_A_PRECISION:
             raise OptionError(f"compute = {compute!r}: the part {part!r} is about a precision of its own")
     return {name: RECIPES[name].with_settings(settings) for name in recipes_of(PARTS[chapter][part])}
 
@@ -176,7 +177,7 @@ def finished_parts(
     """The parts of a chapter all of whose runs are finished, with `count` seeds, or as many as the claims fix if 0."""
     found = []
     for part, claims in PARTS[chapter].items():
-        if part in COUNTS or ("precision" in compute and part in _OF_A_PRECISION):
+        if part in COUNTS or ("precision" in compute and part in OF_A_PRECISION):
             continue
         wanted = {(name, seed) for c in claims for name in FOR_CLAIM[c] for seed in seeds_of(c, count, first)}
         seeds = sorted({seed for _, seed in wanted})

@@ -5,12 +5,14 @@ import time
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from resid.errors import OptionError
 from resid.lab import cost
 from resid.lab.cost import PEAKS, Timing, count_flops, hours, peak, sweep, time_steps
 from resid.lab.paper_recipes import RECIPES
-from resid.lab.recipes import Recipe
+from resid.lab.recipes import Recipe, build_network
 
 SMALL = Recipe(
     dataset="images", classes=7, size=16, network="allconv", epochs=2, batch=20, pad=0, precision="fp32",
@@ -27,6 +29,22 @@ def test_operations_by_hand():
     assert found.forward == stem + stages + head
     assert found.training == 2 * stem + 3 * stages + 2 * head  # the head is not trained
     assert count_flops(SMALL.replace(batch=7)) == found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["digits-allconv-batch-norm", "digits-proc22", "digits-plain20", "digits-shortcut-20-2", "images-allconv"],
+)
+def test_operations_are_those_of_the_counter_of_torch(name):
+    recipe = RECIPES[name]
+    with torch.device("meta"):
+        model = build_network(recipe)
+        image, label = torch.empty(1, *recipe.image_shape), torch.zeros(1, dtype=torch.long)
+    with FlopCounterMode(display=False) as forward:
+        loss = F.cross_entropy(model(image), label)
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    assert count_flops(recipe) == (forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops())
 
 
 def test_operations_of_the_34_layer_layout():
