@@ -327,6 +327,24 @@ def _measures() -> dict[str, Measure]:
 
 MEASURES: dict[str, Measure] = _measures()
 
+
+def _extreme_ratios(runs: Sequence[Metrics]) -> str:
+    """What a deviation leaves out: which way the ratios go; and whether the network has learned anything."""
+    (run,) = runs
+    first: list[float] = []
+    others: list[float] = []
+    for line in run:
+        for name, ratio in line.get("ratios", {}).items():
+            (first if name in FIRST else others).append(ratio)
+    told = (f"{what} from {min(r):.2g} to {max(r):.2g}" for what, r in (("first block", first), ("others", others)))
+    return f"out/in, {', '.join(told)}, training error at the end {training_error(run):.1f}%"
+
+
+#: What the records of some claims say beside the number, of each seed.
+REMARKS: dict[str, Callable[[Sequence[Metrics]], str]] = {
+    "zaeemzadeh/figure-3-plain83-one-block": _extreme_ratios,
+}
+
 #: Small networks, on digits or on generated images, for the claims about which a run of seconds can say something, in
 #: the order of `FOR_CLAIM`.
 DIGITS: dict[str, tuple[str, ...]] = {
@@ -343,6 +361,7 @@ DIGITS: dict[str, tuple[str, ...]] = {
     "zaeemzadeh/figure-3-plain-diverges": ("digits-plain56",),
     "zaeemzadeh/figure-3-plain-depth": ("digits-plain56", "digits-plain20"),
     "zaeemzadeh/figure-3-residual-depth": ("digits-resnet20", "digits-resnet56", "digits-proc22", "digits-proc58"),
+    "zaeemzadeh/figure-3-plain83-one-block": ("digits-plain56",),
     "zaeemzadeh/section-4.1-worst-block": ("digits-resnet20", "digits-resnet56"),
     "zaeemzadeh/figure-3-depth-20-alike": ("digits-plain20", "digits-resnet20"),
     "zaeemzadeh/figure-3-depth-20-procresnet": ("digits-resnet20", "digits-proc22"),
@@ -392,9 +411,12 @@ def evidence(
     if small and claim_id == "beyond/shortcut-branches":
         measure = functools.partial(_branch_slope, depths=depths)
     values = [measure([runs[name, seed] for name in names]) for seed in seeds]
-    what = ", ".join(f"{name} ({recipes[name].hash})" for name in names)
+    what = [", ".join(f"{name} ({recipes[name].hash})" for name in names)]
     devices = {line["device"] for seed in seeds for name in names for line in runs[name, seed] if "device" in line}
-    return Seeds(values, seeds, f"{what}; trained on {', '.join(sorted(devices))}" if devices else what)
+    what += [f"trained on {', '.join(sorted(devices))}"] if devices else []
+    if claim_id in REMARKS:
+        what += [f"seed {seed}: {REMARKS[claim_id]([runs[name, seed] for name in names])}" for seed in seeds]
+    return Seeds(values, seeds, "; ".join(what))
 
 
 def recipes_of(claims: Sequence[str], small: bool = False) -> tuple[str, ...]:

@@ -274,6 +274,23 @@ def test_small_networks_take_their_own_depths_for_branches():
     assert evidence("beyond/shortcut-branches", runs, (0,), small=True).values == (pytest.approx(-0.4),)
 
 
+def test_the_record_says_which_way_the_ratios_of_the_first_block_go():
+    claim = "zaeemzadeh/figure-3-plain83-one-block"
+    (name,) = FOR_CLAIM[claim]
+    runs = {
+        (name, 0): run([80, 70], ratios=[{"transitions.0": 0.5, "a": 1.5}, {"transitions.0": 1e-8, "a": 0.75}]),
+        (name, 1): run([90], ratios=[{"transitions.0": 30.0, "a": 1.0, "transitions.1": 2.0}]),
+    }
+    found = evidence(claim, runs, (0, 1))
+    assert found.values == pytest.approx((math.log(1e8) - math.log(1.5), math.log(30) - math.log(2)))
+    what, *remarks = found.what.split("; ")
+    assert what == f"{name} ({RECIPES[name].hash})"
+    assert [remark.rpartition(", training error")[0] for remark in remarks] == [
+        "seed 0: out/in, first block from 1e-08 to 0.5, others from 0.75 to 1.5",
+        "seed 1: out/in, first block from 30 to 30, others from 1 to 2",
+    ]
+
+
 def test_digits_stand_in_for_the_right_networks():
     """Same kind, same order: where the paper's recipe has a network, the small one has the same constructor."""
     for claim, names in DIGITS.items():
