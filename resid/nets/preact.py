@@ -85,7 +85,8 @@ class _Network(nn.Module):
 
     def blocks(self) -> list[Bottleneck]:
         """All blocks, from the input on."""
-        return [module for module in self.modules() if isinstance(module, Bottleneck)]
+        parts = (part for pair in zip(self.transitions, self.stages, strict=True) for part in pair)
+        return [module for part in parts for module in part.modules() if isinstance(module, Bottleneck)]
 
     def _finish(self, width: int, classes: int) -> None:
         """The head, and He's normal initial weights, variance 2/fan-in."""

@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from resid.errors import DepthError, OptionError, ShapeError
+from resid.nets.allconv import AllConvResNet
 from resid.nets.preact import Bottleneck, PlainNet, PreActResNet, ProcResNet
+from resid.nets.shortcut_depth import ShortcutDepthResNet
 
 
 def size(model):
@@ -66,6 +68,21 @@ def test_block_computes_what_it_says(shortcut, erase):
     elif shortcut == "projection":
         out = out + F.conv2d(z, block.project.weight, stride=stride)
     torch.testing.assert_close(block(x), out)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [PreActResNet(29, 1), PlainNet(29, 1), ProcResNet(31, 1), AllConvResNet(blocks=2, widths=(2, 4, 4, 8)),
+     ShortcutDepthResNet(14, 2)],
+    ids=lambda model: type(model).__name__,
+)  # fmt: skip
+def test_blocks_come_in_the_order_in_which_they_are_called(model):
+    called = []
+    for block in model.blocks():
+        block.register_forward_hook(lambda module, given, out: called.append(module))
+    model(torch.randn(2, 3, 8, 8))
+    assert len(called) > 5
+    assert model.blocks() == called
 
 
 def test_linear_convolutions_have_their_own_initial_variance():
