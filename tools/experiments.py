@@ -173,7 +173,7 @@ def run(piece: Piece, parameters: dict[str, str]) -> str:
                     print(line, end="", flush=True)
         if child.returncode:
             done = subprocess.CompletedProcess(arguments, child.returncode, "", "".join(tail))
-            return failure(output, done).strip().splitlines()[0]
+            return (failure(output, done).strip() or f"papermill ended with {child.returncode}").splitlines()[0]
         return keep(Path(folder))
 
 

@@ -325,11 +325,11 @@ class Stop:
 
     def wish(self) -> str:
         """Why this process would stop, or ""."""
-        if not self._signal and self._end is not None and time.monotonic() >= self._end:
+        if self._signal:
+            return self._signal
+        if self._end is not None and time.monotonic() >= self._end:
             return "max_seconds is over"
-        if not self._signal and self._starter and os.getppid() != self._parent:
-            return f"{self._starter} is gone"
-        return self._signal
+        return f"{self._starter} is gone" if self._starter and os.getppid() != self._parent else ""
 
     def agreed(self, ranks: Ranks, due: bool = False) -> tuple[str, bool]:
         """Why to stop, or "", and whether some rank finds something else due; all ranks have to ask."""
