@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,19 @@ from resid.lab.experiment import finished_runs, run_recipes
 from resid.lab.journal import Journal
 from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
 from resid.lab.recipes import Recipe
-from resid.ledger import Verdict, get_claim, start_run, verdicts
+from resid.ledger import (
+    Record,
+    Seeds,
+    Verdict,
+    get_claim,
+    read_records,
+    results_folder,
+    start_run,
+    verdicts,
+)
 from resid.ledger.evidence import Evidence
 from resid.theory._check import check_option
-from resid.trials.cifar import evidence, recipes_of
+from resid.trials.cifar import REMARKS, evidence, recipes_of
 from resid.trials.cifar_counts import counted
 from resid.trials.cifar_overhead import SOURCES, measure_overhead, overheads
 from resid.trials.cifar_speed import FAST, measure_speed, speed_evidence
@@ -33,6 +42,7 @@ __all__ = [
     "part_evidence",
     "part_recipes",
     "part_seeds",
+    "remarks_on_record",
     "seeds_of",
     "start_part",
 ]
@@ -199,6 +209,17 @@ def paper_and_ours(chapter: str, found: Mapping[str, Verdict] | None = None) -> 
         if claim.chapter == chapter and claim.kind == "experiment" and verdict.verdict != "not run":
             printed = "" if claim.printed is None else f"{claim.printed:g} {claim.unit}"
             rows.append((claim.where, printed, verdict.verdict, verdict.detail))
+    return rows
+
+
+def remarks_on_record(chapter: str, records: Iterable[Record] | None = None) -> list[tuple[str, str]]:
+    """Rows (where, what the full records say of it beside the number) of a chapter: `resid.trials.cifar.REMARKS`."""
+    rows = []
+    for record in read_records(results_folder()) if records is None else records:
+        for entry in record.entries:
+            if record.info["chapter"] == chapter and entry.claim in REMARKS and isinstance(entry.evidence, Seeds):
+                said = [remark for remark in entry.evidence.what.split("; ") if remark.startswith("seed ")]
+                rows += [(get_claim(entry.claim).where, remark) for remark in said]
     return rows
 
 

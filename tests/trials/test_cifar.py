@@ -18,7 +18,8 @@ from resid.lab.experiment import UnfinishedError
 from resid.lab.journal import Journal
 from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
 from resid.lab.recipes import RecipeError
-from resid.ledger import Cases, Counterexample, Seeds, Verdict, claims, get_claim, record
+from resid.ledger import Cases, Counterexample, Record, Seeds, Verdict, claims, get_claim, record
+from resid.ledger.store import Entry
 from resid.nets.preact import PreActResNet, ProcResNet
 from resid.trials import cifar, cifar_counts, cifar_overhead, cifar_parts, cifar_speed
 from resid.trials.cifar import DIGITS, MEASURES, evidence
@@ -532,6 +533,20 @@ def test_the_table_shows_recorded_experiments_only():
     assert cifar_parts.paper_and_ours("experiments/allconv_cifar", found) == [
         ("Table 2, CIFAR-10", "6.38 % error", "reproduced", "6.4 +- 0.1")
     ]
+
+
+def test_remarks_on_record_are_those_of_the_chapter():
+    claim = "zaeemzadeh/figure-3-plain83-one-block"
+    what = "a (1), b (2); trained on CPU; seed 0: out/in 1; seed 1: out/in 2"
+
+    def made(chapter, claim):
+        entry = Entry(claim, {}, Seeds((1.0, 2.0), (0, 1), what), True, ())
+        return Record(ROOT, {"chapter": chapter}, (entry,))
+
+    here = "experiments/procresnet_cifar"
+    records = [made(here, claim), made("norms/bounds", claim), made(here, "zaeemzadeh/figure-3-plain-depth")]
+    where = "Figure 3, plain networks of 83 and 164 layers"
+    assert cifar_parts.remarks_on_record(here, records) == [(where, "seed 0: out/in 1"), (where, "seed 1: out/in 2")]
 
 
 COUNTED = [claim for parts in PARTS.values() for claim in parts.get("counts", ())]
