@@ -103,32 +103,28 @@ def plan(
         cuda: whether there is a GPU; default ask torch.
     """
     cuda = torch.cuda.is_available() if cuda is None else cuda
+    every = [(chapter, part, claims) for chapter, parts in PARTS.items() for part, claims in parts.items()]
+    if unknown := set(names) - {Piece(chapter, part, None, ()).name for chapter, part, _ in every}:
+        sys.exit(f"no part {', '.join(sorted(unknown))}: --list shows those that are not on record")
     pieces = []
-    for chapter, parts in PARTS.items():
-        for part, claims in parts.items():
-            if part in COUNTS:
-                lacking = tuple(c for c in claims if c not in known or not set(_seeds(c)) <= known[c])
-                why_not = "needs a GPU" if part in ("overhead", "speed") and not cuda else ""
-                pieces += [Piece(chapter, part, None, lacking, why_not=why_not)] if lacking else []
-                continue
-            for seed in sorted({seed for claim in claims for seed in seeds_of(claim)}):
-                lacking = tuple(c for c in claims if seed in seeds_of(c) and seed not in known.get(c, ()))
-                if lacking:
-                    pieces.append(_piece(chapter, part, seed, lacking, compute))
-    if names:
-        if unknown := set(names) - {_name(chapter, part) for chapter, parts in PARTS.items() for part in parts}:
-            sys.exit(f"no part {', '.join(sorted(unknown))}: --list shows those that are not on record")
-        pieces = [piece for piece in pieces if piece.name in names]
+    for chapter, part, claims in every:
+        if names and Piece(chapter, part, None, ()).name not in names:
+            continue
+        if part in COUNTS:
+            lacking = tuple(c for c in claims if c not in known or not set(_seeds(c)) <= known[c])
+            why_not = "needs a GPU" if part in ("overhead", "speed") and not cuda else ""
+            pieces += [Piece(chapter, part, None, lacking, why_not=why_not)] if lacking else []
+            continue
+        for seed in sorted({seed for claim in claims for seed in seeds_of(claim)}):
+            lacking = tuple(c for c in claims if seed in seeds_of(c) and seed not in known.get(c, ()))
+            if lacking:
+                pieces.append(_piece(chapter, part, seed, lacking, compute))
     return sorted(pieces, key=lambda p: (bool(p.why_not), p.seed or 0, p.flops / len(p.claims)))
 
 
 def compute_of(part: str, compute: str) -> str:
     """How to compute a part: without the precision where its claims fix one."""
     return " ".join(w for w in compute.split() if part not in OF_A_PRECISION or not w.startswith("precision="))
-
-
-def _name(chapter: str, part: str) -> str:
-    return Piece(chapter, part, None, ()).name
 
 
 def _seeds(claim: str) -> tuple[int, ...]:
