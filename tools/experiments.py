@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -169,7 +170,8 @@ def run(piece: Piece, parameters: dict[str, str]) -> str:
                     print(line, end="", flush=True)
         if child.returncode:
             done = subprocess.CompletedProcess(arguments, child.returncode, "", "".join(tail))
-            return (failure(output, done).strip() or f"papermill ended with {child.returncode}").splitlines()[0]
+            why = failure(output, done).strip() or f"papermill ended with {child.returncode}"
+            return textwrap.shorten(why.splitlines()[0], 400)  # all of it stands above
         return keep(Path(folder))
 
 
