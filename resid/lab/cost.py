@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from resid.errors import OptionError
 from resid.lab.batches import Batch
@@ -120,29 +119,11 @@ def _count(network: str, options: tuple[tuple[str, Any], ...], shape: tuple[int,
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, nn.Identity())
-    with _Counter() as counter:
+    with FlopCounterMode(display=False) as counter:
         loss = F.cross_entropy(model(image), label)
-        forward = counter.total
+        forward = counter.get_total_flops()
         loss.backward()
-    return Flops(forward, counter.total)
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up what torch's registry says of each operation.
-
-    `torch.utils.flop_counter.FlopCounterMode` does so, too, but first takes the others apart, batch norm above all,
-    which made minutes of a network of a thousand layers.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func.overloadpacket)) is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
+    return Flops(forward, counter.get_total_flops())
 
 
 def peak(device: str, precision: str) -> float | None:

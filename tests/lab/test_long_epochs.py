@@ -11,6 +11,7 @@ from resid.lab.checkpoint import RunFolder
 from resid.lab.train import duration, train
 from tests.lab.runs import Fault, run
 from tests.lab.test_faults import ALLCONV, PROC
+from tests.lab.test_train import equal
 
 #: 12 steps an epoch, 2 epochs
 LONG, LONG_PROC = ALLCONV.replace(batch=120), PROC.replace(batch=120)
@@ -34,10 +35,6 @@ class Clock:
 
     def monotonic(self):
         return self.now
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def saved(folder, recipe=LONG):
