@@ -145,15 +145,16 @@ class Engine:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """What the loop has to run in, once."""
-        if self._graph is None:
-            yield
-            return
+        """What the loop has to run in, once.
+
+        What it leaves behind knows no other rank: see `resid.lab.ranks.join_ranks`.
+        """
         try:
-            with self._graph.stream():
+            with self._graph.stream() if self._graph is not None else nullcontext():
                 yield
         finally:
             self._graph = None  # it knows this engine: neither would be freed before garbage is collected
+            self.parallel = self.model
 
     def set_rate(self) -> float:
         """Set the learning rate of this step, and return it; what compiled blocks gave in the last may go."""

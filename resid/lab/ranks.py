@@ -121,7 +121,8 @@ def join_ranks(device: str | torch.device | None = None, timeout: float = 600.0)
         raise
     finally:
         # What holds the group has to be gone before it: a DistributedDataParallel that is freed later, with Python's
-        # lock held, waits for threads of the group that wait for this lock. Hence the frames above, and cycles.
+        # lock held, waits for threads of the group that wait for this lock. Hence the frames above, cycles, and
+        # `Engine.stream`, which lets go of it where all went well.
         gc.collect()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -5,6 +5,7 @@ torch or of the operating system, never one of the library.
 """
 
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import torch
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from resid.lab import cli
 
@@ -24,8 +27,9 @@ TIMEOUT = 60.0
 @dataclass(frozen=True)
 class Fault:
     """ "signal" is sent to the process at "moment": "step" (the so-manieth of this process), "half" (a checkpoint, the
-    so-manieth, is half written) or "rename" (it is written and not yet renamed). Or its clock jumps ahead by 400
-    seconds: "jump" (at the so-manieth step)."""
+    so-manieth, is half written), "rename" (it is written and not yet renamed) or "leave" (it leaves the other ranks,
+    the so-manieth time, with something alive that exchanged gradients). Or its clock jumps ahead by 400 seconds: "jump"
+    (at the so-manieth step)."""
 
     moment: str
     number: int
@@ -53,6 +57,16 @@ class Fault:
                 return step(*arguments, **more)
 
             torch.optim.SGD.step = stepping
+            return
+        if self.moment == "leave":
+            destroy = dist.destroy_process_group
+
+            def leaving(*arguments):
+                if any(type(each) is DistributedDataParallel for each in gc.get_objects()):
+                    strike()
+                destroy(*arguments)
+
+            dist.destroy_process_group = leaving
             return
         fsync = os.fsync
 

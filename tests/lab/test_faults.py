@@ -108,6 +108,12 @@ def test_sigterm_saves_and_leaves_with_the_stated_status(ranks, whole, tmp_path)
     assert_same(tmp_path, whole(ALLCONV, ranks))
 
 
+@pytest.mark.parametrize(("rate", "status"), [(0.05, 0), (1e30, FAILED)], ids=["finished", "diverged"])
+def test_nothing_holds_the_other_ranks_when_one_leaves(rate, status, tmp_path):
+    """What is freed after the group of ranks can wait forever for a thread of it: one run of eight never ended."""
+    assert run(ALLCONV.replace(lr=rate), tmp_path, 2, Fault("leave", 1)) == [status, status]
+
+
 def test_two_ranks_then_one_then_three(whole, tmp_path):
     expected, alone = whole(ALLCONV, 2), whole(ALLCONV, 1)
     assert run(ALLCONV, tmp_path, 2, Fault("step", 6))[0] == -signal.SIGKILL

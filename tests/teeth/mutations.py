@@ -669,6 +669,13 @@ MUTATIONS = (
         *FAULTS,
     ),
     Mutation(
+        "what exchanged gradients outlives the ranks",
+        "resid/lab/engine.py",
+        "            self.parallel = self.model\n\n    def set_rate",
+        "\n    def set_rate",
+        *FAULTS,
+    ),
+    Mutation(
         "all ranks take the same samples",
         "resid/lab/batches.py",
         "whole[self.rank :: self.ranks]",
