@@ -47,14 +47,26 @@ def test_what_is_on_record_is_not_run():
     assert piece.trainings == (("zaeemzadeh-first-plain83", 5 * 391 * 128 * 83),)
 
 
-def test_the_first_seeds_come_first_and_of_those_what_costs_least_for_a_claim():
+def test_the_first_seeds_come_first_and_of_those_what_costs_least_for_a_claim(monkeypatch):
+    layers = {"allconv": 20}
+    monkeypatch.setattr(
+        experiments, "count_flops", lambda r: Flops(1, layers.get(r.network) or r.network_options["depth"])
+    )
     row = PARTS["experiments/procresnet_cifar"]["table-1-row-1"]
     pieces = plan(without(*row, ONE, "hardt-ma/figure-1-right"))
-    order = ("allconv_cifar/figure-1-right", "procresnet_cifar/figure-3-first", "procresnet_cifar/table-1-row-1")
-    assert names(pieces) == [(name, seed) for seed in range(5) for name in (order if seed < 3 else order[:1])]
+    order = ("procresnet_cifar/figure-3-first", "procresnet_cifar/table-1-row-1", "allconv_cifar/figure-1-right")
+    assert names(pieces) == [(name, seed) for seed in range(5) for name in (order if seed < 3 else order[2:])]
     costs = [piece.flops / 128 for piece in pieces[:3]]
-    assert costs == [60_000, 5 * 391 * 83, 100 * 391 * (20 + 20 + 22)]
-    assert costs[2] / 6 > costs[1]
+    assert costs == [5 * 391 * 83, 100 * 391 * (20 + 20 + 22), 60_000 * 20]
+    assert costs[1] > costs[2] > costs[1] / 6, "six claims make the dearest the second"
+
+
+def test_a_claim_is_not_asked_for_seeds_that_it_does_not_want(monkeypatch):
+    row = PARTS["experiments/procresnet_cifar"]["table-1-row-1"]
+    monkeypatch.setattr(experiments, "seeds_of", lambda claim: (0,) if claim == row[0] else (0, 1))
+    assert [(p.seed, p.claims) for p in plan(without(*row), names=["procresnet_cifar/table-1-row-1"])] == [
+        (0, row), (1, row[1:]),
+    ]  # fmt: skip
 
 
 def test_only_claims_that_lack_a_seed_are_paid_for():
@@ -80,6 +92,14 @@ def test_what_cannot_be_run_here_comes_last_and_says_why(monkeypatch):
     monkeypatch.setenv("RESID_IMAGENET", "somewhere")
     assert [p.why_not for p in plan(known, cuda=True)] == [""] * 5
     assert next(p for p in plan(known, cuda=True) if p.part == "speed").seed is None
+    imagenet = next(p for p in plan(known, cuda=True) if p.part == "table-2")
+    assert {flops for _, flops in imagenet.trainings} == {RECIPES["imagenet-paper"].total_steps(5005) * 256.0}
+
+
+def test_what_times_itself_is_run_until_all_seeds_are_there():
+    claim = "beyond/allconv-speed"
+    for known, pieces in (({0, 1}, 1), ({0, 1, 2}, 0)):
+        assert len(plan(without(claim) | {claim: known}, cuda=True)) == pieces
 
 
 def test_counts_that_are_missing_are_run(monkeypatch):
@@ -241,6 +261,10 @@ def test_a_part_is_run_by_papermill_and_its_record_kept(results, capsys):
     assert found.info["command"].endswith("-p MODE full -p PART counts --cwd book/experiments")
     broken = dataclasses.replace(piece, part="no-part")
     assert "OptionError: PART = 'no-part'" in run(broken, broken.parameters("", 1, 1, None))
+    missing = dataclasses.replace(broken, chapter="experiments/missing")
+    stale = experiments.BUILD / "full" / "experiments"
+    shutil.copy(stale / "allconv_cifar-no-part-all.ipynb", stale / "missing-no-part-all.ipynb")
+    assert "OptionError" not in run(missing, missing.parameters("", 1, 1, None)), "that was the failure before"
 
 
 def test_sizes_that_the_tool_assumes():
