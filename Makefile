@@ -25,7 +25,7 @@ book: $(READY)  ## execute what has changed and build the website in _build/html
 	@$(RUN) tools.site
 
 test: $(READY)  ## the tests of the library, the ledger, the notebooks' form and the project's files
-	@$(RUN) pytest -q
+	@$(RUN) pytest -q -n logical --maxprocesses 8 --dist worksteal
 
 check: $(READY)  ## everything CI checks: lint, types, tests, notebooks, site, links, browser, twin, teeth
 	@$(RUN) tools.check
