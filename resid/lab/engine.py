@@ -74,9 +74,9 @@ class Engine:
         if projection is not None:
             projection.attach(self.optimizer)
         if recipe.compile != "no":
-            torch.compiler.reset()  # torch keeps a few versions of a block; those of another network would use them up
-            for block in self.blocks.values():
-                block.compile(mode=recipe.compile)
+            torch.compiler.reset()  # versions of the blocks of another network would count towards the limit
+            for block in self.blocks.values():  # each for its own shape, where torch would make one for all after two
+                block.compile(mode=recipe.compile, dynamic=False)
         self.parallel: nn.Module = self.model
         if ranks.count > 1:
             self.parallel = DistributedDataParallel(
@@ -150,7 +150,10 @@ class Engine:
         What it leaves behind knows no other rank: see `resid.lab.ranks.join_ranks`.
         """
         try:
-            with self._graph.stream() if self._graph is not None else nullcontext():
+            with (
+                self._graph.stream() if self._graph is not None else nullcontext(),
+                many_versions() if self.recipe.compile != "no" else nullcontext(),
+            ):
                 yield
         finally:
             self._graph = None  # it knows this engine: neither would be freed before garbage is collected
@@ -366,6 +369,15 @@ def _optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.
         nesterov=recipe.nesterov,
         fused=device.type == "cuda",
     )
+
+
+def many_versions() -> AbstractContextManager[Any]:
+    """As many versions of compiled code as there are shapes; past eight of them torch goes back to eager code."""
+    import torch._dynamo.config as dynamo  # which takes seconds
+
+    fail = not dynamo.suppress_errors  # the two exclude each other
+    patch: AbstractContextManager[Any] = dynamo.patch(recompile_limit=64, fail_on_recompile_limit_hit=fail)
+    return patch
 
 
 def _projection(recipe: Recipe, model: nn.Module) -> ProcrustesProjection | None:

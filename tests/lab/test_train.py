@@ -345,7 +345,7 @@ def test_precision_is_as_asked_and_put_back(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch asks for it, and hides the warning
 def test_compiled_blocks_stay_compiled_from_run_to_run(tmp_path, monkeypatch):
     compile_ = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, mode: compile_(block, backend="eager"))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, mode, **how: compile_(block, backend="eager", **how))
     for i, erase in enumerate((False, True, False)):  # six versions of a block each, and torch keeps eight
         options = {"depth": 20, "width": 1, "erase_relu": erase}
         recipe = PROC.replace(network="preact", options=options, steps=2, epochs=None, projection_probability=None)
@@ -354,6 +354,26 @@ def test_compiled_blocks_stay_compiled_from_run_to_run(tmp_path, monkeypatch):
         assert counters["stats"]["unique_graphs"] > 0
         assert not counters["unimplemented"]  # where torch says that it has given up
         assert equal(done.weights(), train(recipe, tmp_path / f"plain-{i}").weights())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_blocks_are_compiled_for_each_shape(tmp_path, monkeypatch):
+    """Of nine kinds of blocks, and parts of two sizes, each has code of its own; torch stops at eight by itself."""
+    seen, compile_ = [], torch.nn.Module.compile
+
+    def compiler(graph, inputs):
+        seen.append([size for each in inputs for size in ([each] if isinstance(each, torch.SymInt) else each.shape)])
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, mode, **how: compile_(block, backend=compiler, **how))
+    recipe = ALLCONV.replace(
+        options={"blocks": 2, "widths": (2, 2, 4, 6, 8, 10)}, steps=2, epochs=None, compile="default", micro_batch=190
+    )
+    done = train(recipe, tmp_path / "compiled")
+    assert [sum(part in sizes for sizes in seen) for part in (190, recipe.batch - 190)] == [9, 9]
+    assert len(seen) == 18, "in the first stage all blocks are alike"
+    assert not any(isinstance(size, torch.SymInt) for sizes in seen for size in sizes)
+    assert equal(done.weights(), train(recipe.replace(compile="no"), tmp_path / "plain").weights())
 
 
 def test_cuda_graphs_need_cuda(tmp_path):

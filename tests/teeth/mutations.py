@@ -676,6 +676,13 @@ MUTATIONS = (
         *FAULTS,
     ),
     Mutation(
+        "one compiled code for shapes that differ",
+        "resid/lab/engine.py",
+        "mode=recipe.compile, dynamic=False)",
+        "mode=recipe.compile)",
+        *TRAIN,
+    ),
+    Mutation(
         "all ranks take the same samples",
         "resid/lab/batches.py",
         "whole[self.rank :: self.ranks]",
