@@ -65,7 +65,7 @@ def _hardt_ma() -> dict[str, Recipe]:
         narrow = {"blocks": 2, "widths": (8, 16, 32, 64), **options}
         found[f"digits-allconv{suffix}"] = small.replace(options=narrow)
     found["hardt-ma-cifar10-bf16"] = printed.replace(precision="bf16")
-    found["digits-allconv-bf16"] = found["digits-allconv"].replace(precision="bf16")
+    found["digits-allconv-bf16"] = found["digits-allconv"].replace(precision="bf16", channels_last=True)
     today: dict[str, Any] = {
         "nesterov": True, "schedule": "linear", "milestones": (), "label_smoothing": 0.1, "normalize": "dataset",
         "precision": "bf16", "channels_last": True, "probe_epochs": (),
