@@ -292,6 +292,21 @@ MUTATIONS = (
         *SMALL_WEIGHTS,
     ),
     Mutation(
+        "least norm: the start alone decides, farther or not",
+        "resid/theory/small_weights.py",
+        "farther = torch.maximum(start, outputs.norm(dim=1))",
+        "farther = start",
+        *SMALL_WEIGHTS[:1],
+        "",
+    ),
+    Mutation(
+        "least norm: half of what one unit costs",
+        "resid/theory/small_weights.py",
+        "(2 * torch.maximum(one_unit, outwards))",
+        "(2 * torch.maximum(0.5 * one_unit, outwards))",
+        *SMALL_WEIGHTS,
+    ),
+    Mutation(
         "in/out swapped with out/in",
         "resid/theory/norms.py",
         'norms[:-1] / norms[1:] if direction == "in/out"',
