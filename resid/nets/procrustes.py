@@ -163,7 +163,7 @@ class ProcrustesProjection:
             conv.weight.copy_(found)
 
     def reports(self) -> list[ProjectionReport]:
-        """Singular values over s of each layer as it is now, and the energy that the crop of a projection has cost."""
+        """Singular values over s of each layer as it is now, as if padded circularly; energy that the crop has cost."""
         return [
             projection_report(_full(conv.weight.detach()), n, relu, **_geometry(conv)) for conv, n, relu in self.layers
         ]

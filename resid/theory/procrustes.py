@@ -112,7 +112,9 @@ class ProjectionReport:
     """What a projection reached.
 
     scale: s. sigma_min, sigma_max: least and largest singular value over s, of the matrices A(w) before any crop
-    (both 1) and here after it. energy_lost: share of the energy of the uncropped kernel that the last crop cut off.
+    (both 1) and here after it; those of the circular map. A layer that pads with zeros has other ones, which
+    `conv_singular_values` gives with padding="zeros"; it is never an isometry unless its kernel has a single tap.
+    energy_lost: share of the energy of the uncropped kernel that the last crop cut off.
     """
 
     scale: float
@@ -124,7 +126,7 @@ class ProjectionReport:
 def projection_report(
     kernel: Any, n: Any, relu: bool = False, stride: Any = 1, groups: Any = 1, dilation: Any = 1
 ) -> ProjectionReport:
-    """Singular values over s of a kernel after its projection, and the energy that the crop has cost.
+    """Singular values over s of a projected kernel, with circular padding, and the energy that the crop has cost.
 
     The uncropped kernel has the energy s^2 min(c, d), in all its taps together, c and d the sides of A(w); so the
     energy lost can be read from the projected kernel alone.
