@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from resid._slider import COLOURS, Series, SliderFigure, slider
 from resid.errors import OptionError, ResidError
 from resid.ledger import run as ledger_run
 from resid.ledger.catalog import get_claim
-from resid.ledger.evidence import Evidence, describe
+from resid.ledger.errors import LedgerError
+from resid.ledger.evidence import Counterexample, Evidence, describe
+from resid.ledger.judge import Verdict, verdicts
 from resid.ledger.run import device_name, finish_run, start_run, versions
 
 __all__ = [
@@ -83,12 +86,24 @@ def setup(mode: str = "smoke", seed: int = 0) -> None:
 
 
 def finish() -> None:
-    """End a chapter: close the record and show which claims it tested and how each went."""
+    """End a chapter: close the record, and show each claim's verdict and, apart from it, what this run did."""
+    mode, right = ledger_run.open_mode(), finish_run()
+    known = _judged()
     rows = []
-    for claim_id, passed in finish_run().items():
-        claim = get_claim(claim_id)
-        rows.append((claim_id, claim.where, "passed" if passed else "**failed**"))
-    table(("claim", "where", "this run"), rows)
+    for claim_id, passed in right.items():
+        quick = replace(known[claim_id], quick="right" if passed else "wrong")
+        run = quick.quick_check if mode == "smoke" else "recorded"
+        rows.append((f"`{claim_id}`", quick.claim.where, quick.label, run))
+    table(("claim", "where", "verdict of the record", "this run"), rows)
+
+
+def _judged() -> dict[str, Verdict]:
+    """The verdicts of the records; "not run" where they are void, which the scoreboard and the tests do not forgive."""
+    try:
+        return verdicts()
+    except LedgerError as error:
+        print(f"no verdict: {error}")
+        return verdicts(())
 
 
 def check(what: str, value: Any, *, at_most: float | None = None, at_least: float | None = None) -> None:
@@ -118,12 +133,21 @@ def check(what: str, value: Any, *, at_most: float | None = None, at_least: floa
 def record(claim_id: str, measured: Evidence, strict: bool | None = None) -> None:
     """Record evidence for a claim in the open run (see `resid.ledger.run.record`) and print what it says.
 
+    A quick run of an experiment is called what it is, a check of the wiring: it says nothing about the claim.
+
     Raises:
         ClaimFailed: the evidence fails the claim by the margin fixed in claims.yaml.
     """
     held = ledger_run.record(claim_id, measured, strict)
-    about = " (corrected)" if measured.statement == "corrected" else ""
-    print(f"{'ok  ' if held else 'NOT '} {claim_id}{about}: {describe(measured, get_claim(claim_id))}")
+    claim = get_claim(claim_id)
+    about = claim_id if measured.statement == "printed" else f"{claim_id} ({measured.statement})"
+    if not held:
+        about = f"NOT  {about}"
+    elif claim.kind != "experiment" and not isinstance(measured, Counterexample):
+        about = f"ok   {about}"
+    elif claim.kind == "experiment":
+        about = f"{'quick check of' if ledger_run.open_mode() == 'smoke' else 'recorded'} {about}"
+    print(f"{about}: {describe(measured, claim)}")
 
 
 def glue(name: str, value: Any) -> None:

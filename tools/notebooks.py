@@ -101,6 +101,9 @@ def fingerprint(path: Path) -> str:
     files |= {p for p in (ROOT / "resid").rglob("*") if p.suffix in (".yaml", ".json", ".npz", ".csv")}
     if reads_records(path) or VERDICTS.search(source):
         files |= set((ROOT / "results").glob("*.json"))
+    elif "finish(" in source:  # which shows the verdicts on the chapter's own claims
+        name = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("book/").replace("/", "-")
+        files |= set((ROOT / "results").glob(f"{name}.*.json"))
     if reads_records(path):
         files |= set(RECORDS.glob("*.json"))
         files |= set((ROOT / "benchmarks").rglob("*.json"))

@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 
 from resid import book
 from resid.errors import OptionError, ShapeError
-from resid.ledger import Cases, ClaimFailed, LedgerError
+from resid.ledger import Cases, ClaimFailed, LedgerError, Seeds, verdicts
+from tools.shown import PRAISE
 
 
 @pytest.fixture
@@ -51,12 +52,54 @@ def test_setup_seeds_reports_and_opens_a_run(capsys, monkeypatch, tmp_path, show
     book.record("hardt-ma/theorem-2.1", Cases(9, 0.5, "made up"))
     assert "ok   hardt-ma/theorem-2.1: 9 cases, worst ratio 0.5 <= 1 (made up)" in capsys.readouterr().out
     book.finish()
-    assert "| hardt-ma/theorem-2.1 | Theorem 2.1 (later versions) | passed |" in shown[0][0][0].data
+    (row,) = (line for line in shown[0][0][0].data.splitlines() if "hardt-ma/theorem-2.1" in line)
+    verdict = verdicts()["hardt-ma/theorem-2.1"].label
+    assert row == f"| `hardt-ma/theorem-2.1` | Theorem 2.1 (later versions) | {verdict} | tested again: holds |"
     assert json.loads((tmp_path / "linear-factor.smoke.json").read_text())["finished"]
     with pytest.raises(LedgerError, match="no run is open"):
         book.record("hardt-ma/theorem-2.1", Cases(9, 0.5, "made up"))
     with pytest.raises(OptionError, match="mode = 'quick'"):
         book.setup("quick")
+
+
+def test_a_quick_run_of_an_experiment_is_not_called_a_result(capsys, monkeypatch, tmp_path, shown):
+    """Whatever the small network shows: beside a claim that is not run stands what was tried, and no praise."""
+    claim = next(v.claim for v in verdicts().values() if v.verdict == "not run" and v.claim.smoke)
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    book.setup("smoke")
+    capsys.readouterr()
+    book.record(claim.id, Seeds([claim.smoke.value], [0], "made up"))
+    book.finish()
+    (row,) = (line for line in shown[0][0][0].data.splitlines() if claim.id in line)
+    assert row.endswith("| not run | quick check ran: wiring right |")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"quick check of {claim.id}: 1 seeds")
+    assert not PRAISE.search(line)
+    book.setup("full")
+    capsys.readouterr()
+    book.record(claim.id, Seeds([claim.smoke.value], [0], "made up"))
+    assert capsys.readouterr().out.startswith(f"recorded {claim.id}: 1 seeds")
+    book.finish()
+    assert shown[-1][0][0].data.splitlines()[-1].endswith("| recorded |")
+
+
+def test_void_records_stop_no_chapter_and_give_no_verdict(capsys, monkeypatch, tmp_path, shown):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    asked = []
+
+    def void(records=None):
+        asked.append(records)
+        if records is None:
+            raise LedgerError("margin was 1 when it was run and is 2 now: run it again")
+        return verdicts(records)
+
+    monkeypatch.setattr(book, "verdicts", void)
+    book.setup()
+    book.record("hardt-ma/theorem-2.1", Cases(9, 0.5, "made up"))
+    book.finish()
+    assert asked == [None, ()]
+    assert "no verdict: margin was 1" in capsys.readouterr().out
+    assert shown[0][0][0].data.splitlines()[-1].endswith("| not run | quick check ran: wiring right |")
 
 
 def test_a_failed_claim_stops_a_notebook(monkeypatch, tmp_path, capsys):
