@@ -32,7 +32,7 @@ def _full(weight: Tensor) -> Tensor:
 
 
 class NormPreserving(nn.Module):
-    """Parametrization of a Conv2d weight by its nearest norm-preserving kernel; gradients pass through the projection.
+    """Parametrization of a Conv2d weight by a norm-preserving kernel near it; gradients pass through the projection.
 
     Args:
         conv: the layer, whose stride, groups and dilation count. n: size of its input. relu, repeats, method: of

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from resid.errors import DepthError, MarginError, NotFiniteError, OptionError, ShapeError
 from resid.theory.small_weights import (
+    _woken,
     apply_units,
     construct_small_weight_network,
     isolating_unit,
@@ -219,6 +220,48 @@ def test_samples_leave_one_another_alone():
     for i in range(7):
         assert torch.equal(h[: 6 * i + 1, i], X[i].expand(6 * i + 1, 3))
         assert torch.equal(h[6 * i + 6 :, i], h[-1, i].expand(37 - 6 * i, 3)[: len(h) - 6 * i - 6])
+
+
+def test_rows_that_a_unit_moves_by_its_rounding_only_are_found():
+    """Whatever the fixed order of summation moves has to be among the rows that the matrix product lets through."""
+    gen, barely = generator(21), 0
+    for _ in range(40):
+        h, w = on_sphere(torch.randn(60, 40, generator=gen, dtype=F64)), torch.randn(3, 40, generator=gen, dtype=F64)
+        for row in range(3):
+            for unit in w:
+                exact = ordered_dot(h[row], unit)
+                offset = torch.nextafter(-exact, torch.tensor(math.inf, dtype=F64))
+                assert bool(exact + offset > 0)
+                assert row in _woken(h, unit[None], offset[None])
+                barely += bool((h @ unit)[row] + offset <= 0)
+    assert barely > 10  # which the matrix product alone would have left asleep
+
+
+def test_adversarial_samples_reach_their_labels_within_the_bounds():
+    """Nearly antipodal ends, everything on one circle, cycles of labels, samples that are close together."""
+    gen, worst = generator(22), 0.0
+    for case in range(40):
+        d = 3 + case % 3
+        X, Y = random_samples(4, d, gen)
+        noise = on_sphere(torch.randn(4, d, generator=gen, dtype=F64))
+        if case % 4 == 0:
+            Y = on_sphere(-X + 10.0 ** -(case % 15) * noise)
+        elif case % 4 == 1:
+            angles = 2 * math.pi * torch.rand(8, generator=gen, dtype=F64)
+            circle = torch.stack([angles.cos(), angles.sin()], 1) @ torch.eye(2, d, dtype=F64)
+            X, Y = circle[:4], circle[4:]
+        elif case % 4 == 2:
+            Y = on_sphere(X.roll(1, 0) + 1e-2 * noise)
+        else:
+            X[1] = on_sphere(X[0] + 1e-4 * noise[0])
+        network = construct_small_weight_network(X, Y, 4 * (1 + case % 9))
+        assert float((network(X) - Y).norm(dim=1).max()) < 1e-14
+        assert network.max_norm <= max_norm_bound(network.rho, 4, network.units)
+        assert max(path.length for path in network.paths) <= math.pi**2 / 2
+        for i, path in enumerate(network.paths):
+            resting = torch.cat([Y[:i], X[i + 1 :]])
+            worst = max(worst, network.rho / 2 / float(distances(path.points(200), resting).min()))
+    assert 0.99 < worst <= 1 + 1e-9
 
 
 def test_the_open_loop_is_right_in_theory_and_explodes_in_float64():
