@@ -83,7 +83,7 @@ def test_no_pair_of_points_breaks_the_certified_constants(radius):
     line = torch.ones(1, 1, dtype=F64)
     maps = {
         "residual": residual_map(A, W / radius, 0.2 * radius * W.mT / (1 + W.norm() ** 2), radius),
-        "residual, one number": residual_map(line, 2 * line / radius, 0.4 * radius * line, radius),
+        "residual, one number": residual_map(line, 2 * line / radius, -0.4 * radius * line, radius),
         "shear": shear(0.7 / radius, A, radius),
         "twist, slow": twist(0.01 / radius**2, None, radius),
         "twist": twist(1 / radius**2, A, radius),
@@ -104,8 +104,8 @@ def test_no_pair_of_points_breaks_the_certified_constants(radius):
     for bent, back in worst.values():
         assert bent <= 1 + 1e-9
         assert back <= 1 + 1e-9
-    assert min(worst[name][0] for name in ("residual, one number", "shear", "twist, slow", "mirror")) > 0.95
-    assert min(worst[name][1] for name in ("residual, one number", "shear", "mirror")) > 0.9
+    assert min(worst[name][0] for name in ("residual, one number", "twist, slow", "mirror")) > 0.95
+    assert min(worst[name][1] for name in ("residual, one number", "twist, slow", "mirror")) > 0.95
 
 
 def test_a_rotation_is_cut_into_chords():
