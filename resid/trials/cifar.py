@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from resid.errors import OptionError
+from resid.lab.engine import code_of_training
 from resid.lab.experiment import Metrics, Runs
 from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
 from resid.lab.recipes import Recipe
@@ -414,6 +415,11 @@ def evidence(
     what = [", ".join(f"{name} ({recipes[name].hash})" for name in names)]
     devices = {line["device"] for seed in seeds for name in names for line in runs[name, seed] if "device" in line}
     what += [f"trained on {', '.join(sorted(devices))}"] if devices else []
+    codes = {
+        line.get("code", "unknown") for seed in seeds for name in names for line in runs[name, seed] if "lr" in line
+    }
+    if others := codes - {code_of_training()}:
+        what += [f"trained by other code than that of the record ({', '.join(sorted(others))})"]
     if claim_id in REMARKS:
         what += [f"seed {seed}: {REMARKS[claim_id]([runs[name, seed] for name in names])}" for seed in seeds]
     return Seeds(values, seeds, "; ".join(what))
