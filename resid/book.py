@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
 import random
 import re
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from cycler import cycler
+from IPython import get_ipython
 from IPython.core.formatters import format_display_data
 from IPython.display import Markdown, display
 from matplotlib import style
@@ -74,8 +77,9 @@ def setup(mode: str = "smoke", seed: int = 0) -> None:
         seed: for `random`, NumPy's and torch's global generators.
 
     Raises:
-        OptionError: unknown mode.
+        OptionError: unknown mode, or a parameter that papermill was given and the notebook has not, or of another type.
     """
+    _check_parameters()
     start_run(mode, seeds=(seed,))
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that use the global generator
@@ -83,6 +87,34 @@ def setup(mode: str = "smoke", seed: int = 0) -> None:
     use_style()
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     print(f"mode {mode}, seed {seed}, device {device_name()}, {torch.get_num_threads()} threads\n{found}")
+
+
+def _check_parameters() -> None:
+    """Refuse what papermill put into the notebook, where its cell of parameters has no such name, or another type.
+
+    papermill itself only warns of a name that it does not know, runs the notebook without it and ends with 0.
+    """
+    shell = get_ipython()
+    if shell is None:  # a script, to which nobody gave parameters
+        return
+    known = shell.user_ns.get("__annotations__", {})
+    for cell in shell.user_ns["In"]:
+        if not cell.startswith("# Parameters\n"):
+            continue
+        for node in ast.parse(cell).body:
+            names = [target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)]
+            for name in names:
+                if name not in known:
+                    near = difflib.get_close_matches(name.upper(), known, 1, 0.5)
+                    hint = f": is {near[0]} meant?" if near else f": there are {', '.join(known)}"
+                    raise OptionError(f"{name} is no parameter of this notebook{hint}")
+                value, wanted = shell.user_ns[name], known[name]
+                if wanted is float and type(value) is int:
+                    continue
+                if type(value) is not wanted:
+                    raise OptionError(
+                        f"{name} = {value!r}: {wanted.__name__} is needed, this is {type(value).__name__}"
+                    )
 
 
 def finish() -> None:

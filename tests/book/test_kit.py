@@ -1,13 +1,18 @@
 """The notebook kit: checks that can fail, glue as MyST-NB reads it, tables, plots, the slider."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from itertools import combinations
 
 import matplotlib as mpl
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_notebook
 
 mpl.use("agg")
 
@@ -100,6 +105,64 @@ def test_void_records_stop_no_chapter_and_give_no_verdict(capsys, monkeypatch, t
     assert asked == [None, ()]
     assert "no verdict: margin was 1" in capsys.readouterr().out
     assert shown[0][0][0].data.splitlines()[-1].endswith("| not run | quick check ran: wiring right |")
+
+
+class Shell:
+    """What IPython knows after a cell of parameters and, where papermill was given some, the cell of those."""
+
+    def __init__(self, given=""):
+        self.user_ns = {"In": ["", "the cell of parameters", *([f"# Parameters\n{given}"] if given else []), "setup"]}
+        self.user_ns["__annotations__"] = {"MODE": str, "SEED": int, "SEEDS": int, "MAX_SECONDS": float}
+        exec(given, self.user_ns)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("SEDES = 1", "SEDES is no parameter of this notebook: is SEEDS meant?"),
+        ("mode = 'full'", "mode is no parameter of this notebook: is MODE meant?"),
+        ("X = 1", "X is no parameter of this notebook: there are MODE, SEED, SEEDS, MAX_SECONDS"),
+        ("SEED = 'abc'", "SEED = 'abc': int is needed, this is str"),
+        ("SEED = 1.5", "SEED = 1.5: int is needed, this is float"),
+        ("MODE = 'full'\nSEEDS = True", "SEEDS = True: int is needed, this is bool"),
+        ("MAX_SECONDS = '1e1'", "MAX_SECONDS = '1e1': float is needed, this is str"),
+    ],
+)
+def test_a_parameter_that_the_notebook_has_not_is_an_error(given, text, monkeypatch, tmp_path):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    monkeypatch.setattr(book, "get_ipython", lambda: Shell(given))
+    with pytest.raises(OptionError, match=re.escape(text)):
+        book.setup()
+
+
+@pytest.mark.parametrize("given", ["", "SEED = 4\nMODE = 'smoke'", "MAX_SECONDS = 10"])
+def test_the_parameters_of_a_notebook_are_taken(given, monkeypatch, tmp_path):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    monkeypatch.setattr(book, "get_ipython", lambda: Shell(given))
+    book.setup()
+
+
+def test_papermill_ends_with_an_error_for_a_parameter_it_only_warns_of(tmp_path):
+    """The true cell that papermill writes, in a true kernel."""
+    cells = [
+        new_code_cell('MODE: str = "smoke"\nSEED: int = 0', metadata={"tags": ["parameters"]}),
+        new_code_cell("from resid import book\nbook.setup(mode=MODE, seed=SEED)"),
+    ]
+    source = tmp_path / "a.ipynb"
+    nbformat.write(
+        new_notebook(
+            cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+        ),
+        source,
+    )
+    command = [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
+    environment = {**os.environ, "RESID_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for given, status in (("SEDES", 1), ("SEED", 0)):
+        done = subprocess.run(
+            [*command, "-p", given, "1"], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == status, done.stderr
+    assert "SEDES is no parameter" not in done.stderr
 
 
 def test_a_failed_claim_stops_a_notebook(monkeypatch, tmp_path, capsys):

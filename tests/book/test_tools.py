@@ -7,7 +7,6 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from resid.lab import norm_study
 from resid.ledger import verdicts
 from tests.teeth import __main__ as teeth
 from tests.teeth.mutations import MUTATIONS
@@ -43,22 +42,6 @@ def test_chapters_depend_on_what_they_use_and_no_more():
     factor = names(notebooks.dependencies(notebooks.code(FACTOR)))
     assert {"resid/theory/factor.py", "resid/trials/factor.py", "resid/book.py"} <= factor
     assert "resid/trials/landscape.py" not in factor
-
-
-def test_a_journal_depends_on_all_that_decides_a_training():
-    used = notebooks.dependencies("from resid.lab import norm_study")
-    numeric = {p for p in used if p.parent.name in ("lab", "nets", "theory") and p.name != "__init__.py"}
-    left_out = {p.relative_to(ROOT / "resid").as_posix() for p in numeric - set(norm_study.SOURCES)}
-    of_no_influence = {
-        "lab/journal.py",
-        "lab/download.py",
-        "lab/memory.py",
-        "lab/workers.py",
-        "theory/conv_spectrum.py",
-        "theory/procrustes_released.py",
-    }
-    assert left_out == of_no_influence
-    assert set(norm_study.SOURCES) <= used
 
 
 @pytest.fixture
