@@ -112,11 +112,13 @@ def watching(chosen: Sequence[tuple[str, nn.Module]]) -> Iterator[Watch]:
         return hook
 
     def layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        x = args[0] if args else kwargs["input"]
+        x = args[0] if args else kwargs.get("input")
+        if not isinstance(x, Tensor):  # a subclass with arguments of its own
+            return
         size = tuple(x.shape[-2:]) if isinstance(module, nn.Conv2d) else ()
         if size:
             watch.sizes.setdefault(module, size)
-        if running and output.grad_fn is not None:
+        if running and isinstance(output, Tensor) and output.grad_fn is not None:
             running[-1].layers[output.grad_fn] = (module, x.grad_fn, x.numel(), output.numel(), size)
             running[-1].times[module] += 1
 
@@ -209,7 +211,7 @@ def _chain(begun: _Open, y: Tensor) -> Chain | None:
             return None
         slopes *= slope
         node = node.next_functions[0][0]
-    return Chain(tuple(layers), slopes) if numbers == y.numel() else None
+    return Chain(tuple(layers), slopes)
 
 
 def _past_isometries(node: Any, begun: _Open) -> Any:

@@ -178,7 +178,14 @@ def test_layers_of_a_kind_of_their_own_have_no_bound():
         def _conv_forward(self, x, weight, bias):
             return 2 * super()._conv_forward(x, weight, bias)
 
+    class Named(nn.Linear):
+        def forward(self, *, hidden):
+            return super().forward(hidden), None
+
     x = torch.randn(1, D, dtype=F64)
+    named = Free(lambda x, A, B: x + A(hidden=x)[0])
+    named.layers[0] = Named(D, D, dtype=F64)
+    assert math.isnan(bound_of(named, x))
     assert math.isnan(bound_of(Plus(scaled(0.3, layer=Twice(D, D, bias=False, dtype=F64))), x))
     layer = scaled(0.3)
     layer.forward = lambda x: 2 * F.linear(x, layer.weight)
