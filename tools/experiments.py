@@ -26,12 +26,13 @@ from pathlib import Path
 import torch
 
 from resid.lab.cost import count_flops
-from resid.lab.experiment import finished_runs
+from resid.lab.experiment import finished_runs, runs_folder
 from resid.lab.paper_recipes import FOR_CLAIM, IMAGENET_IMAGES
 from resid.lab.ranks import usable_cpus
 from resid.lab.recipes import Recipe
 from resid.lab.train import STOPPED
 from resid.ledger import LedgerError, Record, get_claim, read_record, read_records, verdicts
+from resid.trials.cifar import MEASURES, foreign_recipes
 from resid.trials.cifar_parts import COUNTS, OF_A_PRECISION, PARTS, part_recipes, seeds_of
 from tools.evidence import refuse_changes
 from tools.notebooks import failure, papermill
@@ -187,6 +188,9 @@ def keep(folder: Path) -> str:
         shutil.copy(source, target)
         try:
             verdicts(RESULTS)
+            for entry in read_record(source).entries:
+                if entry.claim in MEASURES and (foreign := foreign_recipes(entry.claim, entry.evidence)):
+                    raise LedgerError(f"{entry.claim}: {foreign}")
         except LedgerError as error:
             refused = BUILD / "refused"
             refused.mkdir(parents=True, exist_ok=True)
@@ -225,9 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def todo() -> list[Piece]:
         return plan(on_record(read_records(RESULTS)), given.compute, given.parts)
 
-    # where notebooks look for runs is where they are run
-    runs = os.environ.get("RESID_RUNS") or ROOT / "book" / "experiments" / "resid-runs"
-    os.environ["RESID_RUNS"] = str(Path(runs).resolve())
+    os.environ["RESID_RUNS"] = str(runs_folder().resolve())  # notebooks have working directories of their own
     if given.list:
         print(table(todo()))
         return 0
