@@ -50,7 +50,6 @@ class NormPreserving(nn.Module):
             **_geometry(conv),
         }
 
-    @torch._disable_dynamo  # it branches on values; as `torch.compiler.disable`, which takes seconds to import
     @isolated
     def forward(self, weight: Tensor) -> Tensor:
         """The projected kernel."""

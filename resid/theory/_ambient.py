@@ -62,7 +62,7 @@ def isolated(*, grad: bool | None = None, factories: bool = True) -> Callable[[C
 def isolated(
     function: Callable[P, R] | None = None, /, *, grad: bool | None = None, factories: bool = True
 ) -> Callable[P, R] | Callable[[Callable[P, R]], Callable[P, R]]:
-    """A function that always runs in an `isolation`; also for methods.
+    """A function that always runs in an `isolation`, and is not compiled; also for methods.
 
     Example:
         >>> @isolated
@@ -74,10 +74,19 @@ def isolated(
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
             with isolation(grad, factories):
                 return function(*args, **kwargs)
+
+        # as `torch.compiler.disable`, but without an import of the compiler, which takes seconds, before it is in use
+        plain = torch._disable_dynamo(run)
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():  # these functions branch on values: as written, rather than in fragments
+                found: R = plain(*args, **kwargs)
+                return found
+            return run(*args, **kwargs)
 
         return call
 

@@ -298,8 +298,8 @@ MUTATIONS = (
     Mutation(
         "in/out swapped with out/in",
         "resid/theory/norms.py",
-        'norms[:-1] / norms[1:] if direction == "in/out"',
-        'norms[:-1] / norms[1:] if direction == "out/in"',
+        '[:: 1 if direction == "in/out" else -1]',
+        '[:: 1 if direction == "out/in" else -1]',
         *NORMS,
     ),
     Mutation(

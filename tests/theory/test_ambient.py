@@ -601,6 +601,7 @@ def test_the_maps_pass_the_transforms_of_torch():
         torch.testing.assert_close(automatic, h.jacobian(x))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # within torch's compiler
 def test_layers_and_measurements_of_compiled_models():
     layer, x = projected_layer("3 x 3, oblong"), Make()(2, 3, 8, 8, dtype=F32)
     plain = nn.Sequential(layer, nn.ReLU(), conv(64, 2, 1))
@@ -613,6 +614,24 @@ def test_layers_and_measurements_of_compiled_models():
     plain(x)
     assert procrustes.input_sizes(plain, x) == {"0": (8, 8), "2": (8, 8)}
     assert shapes.shape_table(plain, (3, 8, 8)).rows[-1].shape == (2, 8, 8)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # within torch's compiler
+def test_functions_inside_of_compiled_code():
+    """They run as written: one piece of compiled code before, and one after."""
+    A, seen = Make()(5, 9, 6, dtype=F32), []
+
+    def backend(graph, _):
+        seen.append(graph)
+        return graph.forward
+
+    def whole(A):
+        return polar.polar_factor(A + 1).mT - norms.norm_ratios(A, direction="in/out").sum()
+
+    expected = whole(A)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(whole, backend=backend)(A), expected)
+    assert len(seen) <= 3
 
 
 def test_isolation_puts_everything_back():
