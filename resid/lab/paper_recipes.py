@@ -205,6 +205,7 @@ def _for_claims() -> dict[str, tuple[str, ...]]:
         "zaeemzadeh/table-3-projection-helps": (
             "zaeemzadeh-proc166-cifar100-unprojected", "zaeemzadeh-proc166-cifar100"),
         "zaeemzadeh/figure-3-plain83-one-block": ("zaeemzadeh-first-plain83",),
+        "zaeemzadeh/figure-3-plain83-large": ("zaeemzadeh-first-plain83",),
         "zaeemzadeh/section-4.1-worst-block": ("zaeemzadeh-start-resnet20", "zaeemzadeh-start-resnet164"),
         "li/figure-2": tuple(f"li-figure-2-{depth}" for depth in (20, 56, 110)),
         "li/figure-9-longer": ("li-figure-9-110-6", "li-figure-9-110-4"),

@@ -102,7 +102,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
             "zaeemzadeh/figure-3-depth-20-alike", "zaeemzadeh/figure-3-depth-20-procresnet",
             "zaeemzadeh/figure-3-procresnet-stem", "zaeemzadeh/figure-3-procresnet-transitions",
             "zaeemzadeh/figure-3-around-one"),
-        "figure-3-first": ("zaeemzadeh/figure-3-plain83-one-block",),
+        "figure-3-first": ("zaeemzadeh/figure-3-plain83-one-block", "zaeemzadeh/figure-3-plain83-large"),
         "figure-3-start": ("zaeemzadeh/section-4.1-worst-block",),
         "figure-4": (
             "zaeemzadeh/figure-4-plain-train", "zaeemzadeh/figure-4-residual-train",

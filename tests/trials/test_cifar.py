@@ -106,6 +106,9 @@ EXPECTED = {
     "zaeemzadeh/figure-3-plain83-one-block": (
         [run([1] * 7, ratios=[blocks(t0=2, a=1, t1=-1.5)] * 4 + [blocks(t0=-4, a=0, t1=1)]
              + [blocks(t0=30, a=99, t1=99)] * 2)], 4 - 1.5),
+    "zaeemzadeh/figure-3-plain83-large": (
+        [run([1] * 7, ratios=[blocks(t0=-18, a=1, t1=1.5)] * 4 + [blocks(t0=-1, a=0, t1=1)]
+             + [blocks(t0=30, a=99, t1=99)] * 2)], -1 - 1.5),
     "zaeemzadeh/figure-3-depth-20-alike": (
         [run([1], ratios=[blocks(a=0.25, t0=-0.75)]), run([1], ratios=[blocks(a=0.25, t0=0.5)])], 0.5 - 0.375),
     "zaeemzadeh/figure-3-depth-20-procresnet": (
@@ -273,6 +276,15 @@ def test_small_networks_take_their_own_depths_for_branches():
         for name, depth in zip(DIGITS["beyond/shortcut-branches"], (20, 38, 74), strict=True)
     }
     assert evidence("beyond/shortcut-branches", runs, (0,), small=True).values == (pytest.approx(-0.4),)
+
+
+def test_a_ratio_far_below_one_stands_out_and_is_not_large():
+    """The fault of an absolute value: the measure of what is large has a sign."""
+    small = {"transitions.0": 1e-8, "a": 1.5, "b": 0.8}
+    for turned in (False, True):
+        metrics = run([1], ratios=[{k: 1 / v if turned else v for k, v in small.items()}])
+        assert MEASURES["zaeemzadeh/figure-3-plain83-one-block"]([metrics]) > 15
+        assert (MEASURES["zaeemzadeh/figure-3-plain83-large"]([metrics]) > 0) == turned
 
 
 def test_the_record_says_which_way_the_ratios_of_the_first_block_go():
