@@ -42,6 +42,7 @@ def test_ctrl_c_saves_and_stops_and_a_second_one_does_not_wait():
     before = signal.getsignal(signal.SIGINT)
     with Stop() as stop:
         assert stop.wish() == ""
+        assert signal.getsignal(signal.SIGINT) is not before
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.wish() == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
