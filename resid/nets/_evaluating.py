@@ -8,14 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from resid.theory._ambient import uncompiled
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode it was in before."""
+    """Evaluation mode, without gradients and uncompiled, so that hooks are called; then each module in its old mode."""
     training = [m for m in model.modules() if m.training]
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled():
             yield
     finally:
         for module in training:

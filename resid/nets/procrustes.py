@@ -1,5 +1,5 @@
 """The norm-preserving projection as a drop-in for `torch.nn.Conv2d`: in place after an optimiser step, or as a
-parametrization that is always on.
+parametrization that is always on. Mixed precision (`torch.autocast`) may be on around either.
 
 Both project for circular padding, whatever the layer does at its border (Zaeemzadeh et al. 2018 do the same). Weights
 in half precision are projected in float32 and cast back, so that their singular values are s to the precision of their
@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from resid.errors import OptionError
 from resid.nets._evaluating import evaluating
+from resid.theory._ambient import isolated
 from resid.theory._check import as_pair, as_size
 from resid.theory.procrustes import ProjectionReport, project_norm_preserving, projection_report
 from resid.theory.procrustes_released import released_projection
@@ -49,6 +50,7 @@ class NormPreserving(nn.Module):
             **_geometry(conv),
         }
 
+    @isolated
     def forward(self, weight: Tensor) -> Tensor:
         """The projected kernel."""
         return project_norm_preserving(_full(weight), **self.options).to(weight.dtype)
@@ -130,7 +132,7 @@ class ProcrustesProjection:
         self.every, self.probability = as_size("every", every), probability
         self.repeats, self.method, self.released = as_size("repeats", repeats), method, released
         self.steps = 0
-        self._coin = torch.Generator().manual_seed(seed)
+        self._coin = torch.Generator("cpu").manual_seed(seed)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call `step` after every step of the optimiser; the handle's `remove()` ends it."""
@@ -140,6 +142,7 @@ class ProcrustesProjection:
 
         return optimizer.register_step_post_hook(after)
 
+    @isolated
     def step(self) -> bool:
         """Count a step of the optimiser, project if it is time, and say whether it was."""
         self.steps += 1
@@ -151,7 +154,7 @@ class ProcrustesProjection:
             self.project()
         return due
 
-    @torch.no_grad()
+    @isolated(grad=False)
     def project(self) -> None:
         """Project all layers now."""
         for conv, n, relu in self.layers:
@@ -162,6 +165,7 @@ class ProcrustesProjection:
                 found = project_norm_preserving(weight, n, relu, self.repeats, self.method, **_geometry(conv))
             conv.weight.copy_(found)
 
+    @isolated
     def reports(self) -> list[ProjectionReport]:
         """Singular values over s of each layer as it is now, as if padded circularly; energy that the crop has cost."""
         return [

@@ -13,7 +13,7 @@ behind; or the number of zeros on each side, as in `torch.nn.Conv2d`. groups: as
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resid.errors import SizeError
+from resid.theory._ambient import isolated
 from resid.theory._check import as_kernel, as_size
 from resid.theory._conv_geometry import Axis, Convolution, as_convolution, half_grid, taps_of, transfer
 
@@ -39,6 +40,7 @@ __all__ = [
 _DENSE = 2**26
 
 
+@isolated
 def conv_singular_values(
     kernel: Any, n: Any, stride: Any = 1, padding: Any = "circular", groups: Any = 1, dilation: Any = 1
 ) -> Tensor:
@@ -84,6 +86,7 @@ def conv_singular_values(
     return found.sort(descending=True).values[:full].to(_like(kernel))
 
 
+@isolated
 def conv_matrix(
     kernel: Any, n: Any, stride: Any = 1, padding: Any = "circular", groups: Any = 1, dilation: Any = 1
 ) -> Tensor:
@@ -108,6 +111,7 @@ def conv_matrix(
     return _matrix(as_convolution(kernel, n, stride, padding, groups, dilation))
 
 
+@isolated(grad=True)
 def largest_conv_singular_values(
     kernel: Any,
     n: Any,
@@ -140,6 +144,7 @@ def largest_conv_singular_values(
     count = as_size("count", count)
     if count >= min(rows, columns):
         raise SizeError(f"count = {count}: below {min(rows, columns)} is needed; conv_singular_values gives all")
+    conv = replace(conv, kernel=conv.kernel.clone())  # a tensor of an inference mode cannot be saved
     probe = torch.zeros(1, *conv.inputs, dtype=torch.float64, requires_grad=True)
     image = _apply(conv, probe)
 
@@ -151,12 +156,16 @@ def largest_conv_singular_values(
         weights = torch.from_numpy(np.ascontiguousarray(y).reshape(image.shape))
         return torch.autograd.grad(image, probe, weights, retain_graph=True)[0].flatten().numpy()
 
+    draw = np.random.default_rng(0)
+    if not forward(draw.standard_normal(columns)).any():  # the map is zero, for which ARPACK has no start
+        return _like(kernel).new_zeros(count)
     operator = LinearOperator((rows, columns), matvec=forward, rmatvec=backward, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(min(rows, columns))
     found = svds(operator, k=count, v0=start, return_singular_vectors=False, tol=1e-10)
     return torch.from_numpy(np.sort(found)[::-1].copy()).to(_like(kernel))
 
 
+@isolated
 def zero_padding_bound(kernel: Any, n: Any, torus: Any = None, groups: Any = 1, dilation: Any = 1) -> float:
     """An upper bound on the largest singular value with zero padding at stride 1: that of the circular map on a torus.
 
@@ -196,6 +205,7 @@ class ConvSVD:
     right: Tensor
 
 
+@isolated
 def conv_svd(
     kernel: Any,
     n: Any,

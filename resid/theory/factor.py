@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from resid.errors import DepthError, DeterminantError, ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import EPS, as_depth, as_layers, as_square, check_option, check_same_dimension
 from resid.theory._rotation import PlaneRotations, plane_rotations
 from resid.theory.factor_lower_bound import near_identity_lower_bound
@@ -39,6 +40,7 @@ _NEGLIGIBLE = 1e-13
 _CHUNK = 1 << 16
 
 
+@isolated
 def compose(A: Tensor) -> Tensor:
     """The map of a linear residual network, (I + A_depth) ... (I + A_1).
 
@@ -63,6 +65,7 @@ def compose(A: Tensor) -> Tensor:
     return product
 
 
+@isolated
 def max_layer_norm(A: Tensor) -> Tensor:
     """max_i ||A_i||_2, the norm |||A||| of Hardt & Ma, for layers (..., depth, d, d); returns shape (...).
 
@@ -81,6 +84,7 @@ def max_layer_norm(A: Tensor) -> Tensor:
     return scale[..., 0, 0, 0] * largest.amax(dim=-1).sqrt()
 
 
+@isolated(grad=False)
 def factorization_error(A: Tensor, R: Tensor) -> float:
     """||(I + A_depth) ... (I + A_1) - R||_F / ||R||_F in the precision of `A`: the checker of both constructions.
 
@@ -103,6 +107,7 @@ def factorization_error(A: Tensor, R: Tensor) -> float:
     return float(torch.linalg.matrix_norm((compose(A) - R) / scale) / torch.linalg.matrix_norm(R / scale))
 
 
+@isolated
 def spectral_gamma(R: Any) -> float:
     """``gamma = max(|log sigma_max(R)|, |log sigma_min(R)|)``, natural logarithms (Hardt & Ma 2016, Section 2).
 
@@ -118,6 +123,7 @@ def spectral_gamma(R: Any) -> float:
     return max(abs(math.log(float(sigma[0]))), abs(math.log(float(sigma[-1]))))
 
 
+@isolated
 def rotation_angle(R: Any) -> float:
     """theta_max, the largest angle in [0, pi] by which the rotation Q of R = QP turns a plane, in radians.
 
@@ -132,6 +138,7 @@ def rotation_angle(R: Any) -> float:
     return plane_rotations(U @ Vh).largest_angle
 
 
+@isolated
 def factor_near_identity(R: Any, depth: int, method: str = "polar") -> Tensor:
     """Layers A_1 .. A_depth near zero with (I + A_depth) ... (I + A_1) = R, exactly but for rounding.
 
@@ -176,6 +183,7 @@ def factor_near_identity(R: Any, depth: int, method: str = "polar") -> Tensor:
     return build(U, sigma, Vh, depth).to(matrix)
 
 
+@isolated
 def near_identity_bound(R: Any, depth: int, version: str = "polar") -> float:
     """An upper bound on the least possible max_i ||A_i||_2 over the factorisations of R into `depth` layers.
 

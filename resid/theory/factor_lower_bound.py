@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from resid.errors import DeterminantError
+from resid.theory._ambient import isolated
 from resid.theory._check import EPS, as_depth, as_square
 
 #: Supporting lines of the joint numerical range tried per decade of slope, and mixtures between neighbours.
@@ -19,6 +20,7 @@ _PER_DECADE, _MIXTURES = 6, 9
 _PEAKS, _ROUNDS, _LINES = 3, 3, 16
 
 
+@isolated
 def near_identity_lower_bound(R: Any, depth: int) -> float:
     """A lower bound on max_i ||A_i||_2 over all (I + A_depth) ... (I + A_1) = R.
 
@@ -79,6 +81,7 @@ def near_identity_lower_bound(R: Any, depth: int) -> float:
     return min(max(_certified(unit, log_scale, torch.cat([found, polished]), depth), 0.0), 1.0)
 
 
+@isolated(grad=False)
 def step_from_identity(R: Tensor, vectors: Tensor, depth: int) -> Tensor:
     """``|rho^(1/depth) e^(i phi/depth) - 1|`` for each row v of `vectors` (n, d): (n,), lower bounds where <= 1."""
     scale = R.abs().max()

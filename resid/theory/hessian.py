@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from resid.errors import OptionError, ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import EPS, as_depth, as_real
 
 __all__ = ["condition_number", "condition_number_limit", "hessian_eigenvalues", "hessian_index"]
 
 
+@isolated
 def hessian_eigenvalues(H: Any) -> Tensor:
     """Eigenvalues of a symmetric (N, N) matrix in ascending order, float64, on the CPU; (N,) eigenvalues pass sorted.
 
@@ -51,6 +53,7 @@ def condition_number_limit(n: int) -> float:
     return 1 / (as_depth("n", n) * EPS)
 
 
+@isolated
 def condition_number(H: Any, quantile: float | None = None) -> float:
     """``|lambda|_max`` over the least ``|lambda|``, or over a quantile of ``|lambda|`` (0.1 in Li et al.).
 
@@ -80,6 +83,7 @@ def condition_number(H: Any, quantile: float | None = None) -> float:
     return limit if small * limit <= largest else largest / small
 
 
+@isolated
 def hessian_index(H: Any) -> float:
     """Share of negative eigenvalues, those not counted that rounding cannot tell from zero.
 

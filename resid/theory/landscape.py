@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from resid.errors import DeterminantError, OptionError, ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import (
     EPS,
     as_covariance,
@@ -40,6 +41,7 @@ __all__ = [
 FORMS = ("norm", "product")
 
 
+@isolated
 def population_risk(A: Any, R: Any, sigma: Any) -> Tensor:
     """Excess population risk f(A) - E||noise||^2 = ||E Sigma^(1/2)||_F^2 = tr(E Sigma E^T).
 
@@ -66,6 +68,7 @@ def population_risk(A: Any, R: Any, sigma: Any) -> Tensor:
     return ((error @ sigma) * error).sum((-2, -1)).clamp_min(0)  # rounding may fall below zero for a singular sigma
 
 
+@isolated
 def risk_gradient(A: Any, R: Any, sigma: Any) -> Tensor:
     """Gradient of `population_risk` in every layer: 2 (W_l ... W_(i+1))^T E Sigma (W_(i-1) ... W_1)^T, W_j = I + A_j.
 
@@ -89,6 +92,7 @@ def risk_gradient(A: Any, R: Any, sigma: Any) -> Tensor:
     return _risk_and_gradient(*_arguments(A, R, sigma))[1]
 
 
+@isolated
 def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tensor:
     """Lower bound on ||gradient||_F^2 that makes every critical point with all ||A_i|| < 1 a global minimum.
 
@@ -133,6 +137,7 @@ def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tens
     return 4 * chain * smallest * population_risk(A, R, kept)
 
 
+@isolated
 def smallest_nonzero_eigenvalue(sigma: Any) -> float:
     """Smallest eigenvalue of a covariance above rounding (d eps of its dtype times the largest); 0 if there is none.
 
@@ -154,6 +159,7 @@ def _nonzero_part(sigma: Tensor) -> tuple[float, Tensor]:
     return (float(values[kept][0]) if bool(kept.any()) else 0.0), part
 
 
+@isolated
 def augment_negative_determinant(R: Any) -> Tensor:
     """diag(R, -1): the map of the augmented data x' = (x, b), y' = (y, -b), whose determinant is -det R > 0.
 
@@ -186,6 +192,7 @@ def augment_negative_determinant(R: Any) -> Tensor:
     return torch.block_diag(matrix, -torch.ones(1, 1, dtype=matrix.dtype, device=matrix.device))
 
 
+@isolated
 def augment_covariance(sigma: Any, variance: float = 1.0) -> Tensor:
     """diag(Sigma, variance): the second moment of x' = (x, b), b independent of x with mean 0 and this variance.
 
@@ -200,6 +207,7 @@ def augment_covariance(sigma: Any, variance: float = 1.0) -> Tensor:
     return torch.block_diag(matrix, corner)
 
 
+@isolated(grad=False)
 def regression_map(X: Any, Y: Any) -> tuple[Tensor, Tensor, float]:
     """The linear model y = Rx + noise that real data give: least squares of Y on X, without intercept.
 
@@ -251,6 +259,7 @@ class Descent:
         return self.steps >= 0
 
 
+@isolated
 def gradient_descent(A: Any, R: Any, sigma: Any, learning_rate: float, steps: int, target: float = 1e-10) -> Descent:
     """Plain gradient descent on `population_risk`, many starts at once; stops early when all have reached `target`.
 

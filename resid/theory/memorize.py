@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor
 
 from resid.errors import DepthError, MarginError, OptionError, ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import EPS, as_depth, as_real, check_option, check_positive
 from resid.theory._memorize import (
     affine,
@@ -108,6 +109,7 @@ class Memorizer:
         """Number of parameters, biases included."""
         return sum(self.parameter_counts.values())
 
+    @isolated
     def __call__(self, X: Any) -> Tensor:
         """Outputs (n, r) for points (n, d) or (n, ...), in the network's precision; no gradients are kept.
 
@@ -128,10 +130,12 @@ class Memorizer:
             found[rows] = out
         return found
 
+    @isolated
     def predict(self, X: Any) -> Tensor:
         """Class numbers (n,): the largest output."""
         return self(X).argmax(1)
 
+    @isolated
     def hidden(self, X: Any) -> Tensor:
         """Hidden vectors (blocks + 1, n, k) before the first block and after each; meant for small samples."""
         h = affine(self._points(X), self.first, self.shift)
@@ -141,6 +145,7 @@ class Memorizer:
             found.append(h)
         return torch.stack(found)
 
+    @isolated
     def error(self, X: Any, y: Any) -> float:
         """Largest entry of output minus one-hot label.
 
@@ -167,6 +172,7 @@ class Memorizer:
         return X.to(self.first.device)
 
 
+@isolated
 def construct_memorizer(
     X: Any,
     y: Any,
@@ -359,6 +365,7 @@ class Margins:
     neuron: float
 
 
+@isolated(grad=False)
 def measure_margins(z: Any, q: Any = None) -> Margins:
     """The margins of projected points z (n, k) and surrogate labels q (r, k), default none.
 
@@ -377,6 +384,7 @@ def measure_margins(z: Any, q: Any = None) -> Margins:
     return Margins(float(squares.min() - rivals.max()), float((squares - rivals).min()))
 
 
+@isolated
 def isolating_block(alpha: Any, beta: Any, moved: Any, slack: float) -> tuple[Tensor, Tensor, Tensor]:
     """U (k, d), s (k,), V (d, k) of Lemma B.1: move the points `moved` of alpha (n, d) to beta (k, d), leave the rest.
 
@@ -403,6 +411,7 @@ def isolating_block(alpha: Any, beta: Any, moved: Any, slack: float) -> tuple[Te
     return U, U.new_full((len(U),), -threshold), ((beta.to(U) - U) / scale[:, None]).mT
 
 
+@isolated
 def smallest_width(X: Any, mode: str, classes: int, generator: Generator, draws: int = 6, successes: int = 5) -> int:
     """The smallest width at which a Gaussian projection gives positive margins in `successes` of `draws` draws.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from resid.errors import ConvergenceError, DepthError, DeterminantError, ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import as_depth, as_real, check_option
 from resid.theory.factor import factor_near_identity, rotation_angle, spectral_gamma
 from resid.theory.smooth_maps import SmoothMap
@@ -56,12 +57,14 @@ class NearIdentityFlow:
         every += [partial(self._curved_block, i) for i in range(1, len(self.times))]
         return (*every[:-1], partial(self._last_block, every[-1]))
 
+    @isolated
     def __call__(self, x: Tensor) -> Tensor:
         """The blocks one after another, for x (n, d) in the ball."""
         for block in self.blocks:
             x = block(x)
         return x
 
+    @isolated
     def jacobians(self, x: Any) -> Tensor:
         """Jacobian of every block along the way of x (n, d) in the ball: (depth, n, d, d).
 
@@ -75,9 +78,11 @@ class NearIdentityFlow:
         flat = (eye + self.linear.to(x))[:, None].expand(-1, n, d, d)
         return torch.cat([flat, curved])
 
+    @isolated
     def _last_block(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return block(x) + self.target(torch.zeros_like(x))
 
+    @isolated
     def _curved_block(self, i: int, x: Tensor) -> Tensor:
         start, stop = float(self.times[i - 1]), float(self.times[i])
         z = _preimage(self.target, self._as_points(x), start)
@@ -90,6 +95,7 @@ class NearIdentityFlow:
         return points
 
 
+@isolated(grad=False)
 def near_identity_flow(h: SmoothMap, depth: int, times: str = "uniform") -> NearIdentityFlow:
     """`depth` blocks near the identity whose composition is h on its ball, exactly but for rounding.
 
@@ -130,6 +136,7 @@ def near_identity_flow(h: SmoothMap, depth: int, times: str = "uniform") -> Near
     )
 
 
+@isolated(grad=False)
 def flow_constant(h: SmoothMap) -> float:
     """c = alpha beta radius + theta + (e - 1) gamma, so that blocks are within c / (depth - 1) of the identity.
 
@@ -147,6 +154,7 @@ def flow_constant(h: SmoothMap) -> float:
     return bend + angle + (math.e - 1) * gamma
 
 
+@isolated(grad=False)
 def flow_bound(h: SmoothMap, depth: int, times: str = "uniform") -> float:
     """A bound on the Lipschitz seminorm of every block of `near_identity_flow` minus the identity.
 
@@ -163,6 +171,7 @@ def flow_bound(h: SmoothMap, depth: int, times: str = "uniform") -> float:
     return _worst(bend, gamma, angle, depth, _linear_count(bend, gamma, angle, depth, times), times)
 
 
+@isolated
 def flow_times(count: int, times: str = "uniform") -> Tensor:
     """0 = t_0 < .. < t_count = 1, float64: i / count, or (2 count)^((i - count)/(count - 1)) for "geometric".
 
@@ -213,6 +222,7 @@ def _worst(bend: float, gamma: float, angle: float, depth: int, linear: int, tim
     return max(curved, straight)
 
 
+@isolated
 def _linear_block(layer: Tensor, x: Tensor) -> Tensor:
     return x + x @ layer.mT.to(x)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from resid.errors import DeterminantError, OptionError, ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import EPS, as_depth, as_layers, as_real, as_square, check_option, check_positive
 from resid.theory.factor import near_identity_bound
 from resid.theory.near_identity_flow import near_identity_flow
@@ -59,6 +60,7 @@ SLOPES = {
 _RELU_SHARE = 1 - 1 / math.pi
 
 
+@isolated
 def norm_ratios(gradients: Iterable[Any], *, direction: str, per_sample: bool = False) -> Tensor:
     """Ratios of gradient norms across blocks, from the gradients at their boundaries.
 
@@ -71,7 +73,8 @@ def norm_ratios(gradients: Iterable[Any], *, direction: str, per_sample: bool = 
         (L,), or (L, n) if per_sample.
 
     Raises:
-        ShapeError: fewer than two gradients. OptionError: unknown direction, or a gradient is zero.
+        ShapeError: fewer than two gradients. OptionError: unknown direction; a gradient is zero, or so small that its
+            digits are lost; or a ratio too large or too small for its dtype. NotFiniteError: a gradient has overflowed.
 
     Example:
         >>> norm_ratios([[3.0, 4.0], [0.0, 10.0]], direction="in/out")
@@ -82,13 +85,16 @@ def norm_ratios(gradients: Iterable[Any], *, direction: str, per_sample: bool = 
     if len(arrays) < 2:
         raise ShapeError(f"{len(arrays)} gradients: those at the input and at the output of one block are needed")
     flat = [g.reshape(len(g), -1) if per_sample else g.reshape(1, -1) for g in arrays]
-    norms = torch.stack([torch.linalg.vector_norm(g, dim=1).to(flat[0]) for g in flat])
-    if bool((norms == 0).any()):
-        raise OptionError("a gradient is exactly zero: it has no ratio")
-    ratios = norms[:-1] / norms[1:] if direction == "in/out" else norms[1:] / norms[:-1]
+    sizes, norms = zip(*(_scaled_norm(g, f"gradients[{i}]") for i, g in enumerate(flat)), strict=True)
+    size, norm = (torch.stack([v.to(flat[0].device) for v in values]) for values in (sizes, norms))
+    above, below = (slice(None, -1), slice(1, None))[:: 1 if direction == "in/out" else -1]
+    ratios = (size[above] / size[below] * (norm[above] / norm[below])).to(flat[0].dtype)
+    if not bool(((ratios > 0) & torch.isfinite(ratios)).all()):
+        raise OptionError(f"a ratio of two gradients is outside of what {ratios.dtype} can hold")
     return ratios if per_sample else ratios[:, 0]
 
 
+@isolated(grad=True, factories=False)
 def gradient_norm_ratios(
     blocks: Sequence[Callable[[Tensor], Tensor]],
     x: Tensor,
@@ -108,14 +114,14 @@ def gradient_norm_ratios(
         (len(blocks),), or (len(blocks), n).
 
     Raises:
-        OptionError, ShapeError: as for `norm_ratios`, or the loss is no scalar.
+        OptionError, ShapeError, NotFiniteError: as for `norm_ratios`, or the loss is no scalar.
 
     Example:
         >>> x = torch.ones(1, 2)
         >>> gradient_norm_ratios([lambda x: 3 * x, torch.tanh], x, torch.sum, direction="in/out")[0]
         tensor(3.)
     """
-    states = [as_real("x", x).detach().requires_grad_()]
+    states = [as_real("x", x).detach().clone().requires_grad_()]  # no tensor of an inference mode, either
     for block in blocks:
         states.append(block(states[-1]))
     value = loss(states[-1])
@@ -124,6 +130,7 @@ def gradient_norm_ratios(
     return norm_ratios(torch.autograd.grad(value, states), direction=direction, per_sample=per_sample)
 
 
+@isolated
 def ratio_range(J: Any, *, direction: str) -> tuple[Tensor, Tensor]:
     """Smallest and largest ratio that a block with Jacobian J (..., d, d) gives to any gradient.
 
@@ -143,6 +150,7 @@ def ratio_range(J: Any, *, direction: str) -> tuple[Tensor, Tensor]:
     return (least, most) if direction == "in/out" else (1 / most, 1 / least)
 
 
+@isolated
 def norm_deviation(J: Any) -> Tensor:
     """The least delta with (1 - delta) ||g|| <= ||J^T g|| <= (1 + delta) ||g|| for every g; J (..., d, d).
 
@@ -157,6 +165,7 @@ def norm_deviation(J: Any) -> Tensor:
     return torch.maximum(most - 1, 1 - least)
 
 
+@isolated
 def identity_plus_bounds(M: Any) -> tuple[Tensor, Tensor]:
     """(1 - sigma_max(M), 1 + sigma_max(M)), between which all singular values of I + M lie; M (..., d, d).
 
@@ -174,6 +183,7 @@ def identity_plus_bounds(M: Any) -> tuple[Tensor, Tensor]:
     return 1 - largest, 1 + largest
 
 
+@isolated(grad=False)
 def block_bound(W1: Any, W2: Any, c_rho: float, form: str = "plain") -> float:
     """delta with (1 - delta) ||g_{l+1}|| <= ||g_l|| <= (1 + delta) ||g_{l+1}|| for a block of two layers.
 
@@ -195,6 +205,7 @@ def block_bound(W1: Any, W2: Any, c_rho: float, form: str = "plain") -> float:
     return layers_bound([W1, W2], c_rho, form)
 
 
+@isolated(grad=False)
 def layers_bound(weights: Sequence[Any], c_rho: float, form: str = "plain") -> float:
     """`block_bound` for a block of any number of layers: the product of all norms and one c_rho for each nonlinearity.
 
@@ -222,6 +233,7 @@ def layers_bound(weights: Sequence[Any], c_rho: float, form: str = "plain") -> f
     return math.prod((float(torch.linalg.matrix_norm(W, ord=2)) for W in matrices), start=slope**count)
 
 
+@isolated
 def linear_bound(R: Any, depth: int, version: str = "optimal") -> float:
     """delta such that some linear residual network (I + W_L) .. (I + W_1) = R changes no gradient norm by more.
 
@@ -250,6 +262,7 @@ def linear_bound(R: Any, depth: int, version: str = "optimal") -> float:
     return max(math.expm1(math.log(sigma[0]) / depth), -math.expm1(math.log(sigma[-1]) / depth))
 
 
+@isolated
 def norm_preserving_layers(R: Any, depth: int) -> Tensor:
     """Layers W_l with (I + W_L) .. (I + W_1) = R that change gradient norms least: every norm by R's, to the power 1/L.
 
@@ -283,6 +296,7 @@ def norm_preserving_layers(R: Any, depth: int) -> Tensor:
     return torch.cat([first[None], later.expand(depth - 1, -1, -1)]).to(matrix)
 
 
+@isolated
 def batch_norm_ratios(
     depth: int, added_variance: float, initial_variance: float = 1.0, layers: int = 3, *, direction: str
 ) -> Tensor:
@@ -314,6 +328,20 @@ def batch_norm_ratios(
     variance = check_positive("initial_variance", initial_variance) + added * torch.arange(depth, dtype=torch.float64)
     ratios = (1 + added / (_RELU_SHARE**layers * variance)).sqrt()
     return ratios if direction == "in/out" else 1 / ratios
+
+
+def _scaled_norm(g: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Largest entry of each row, and the norm of the row divided by it, in float64: no square over- or underflows."""
+    size = g.detach().abs().amax(1) if g.shape[1] else g.new_zeros(len(g))
+    if not bool((size > 0).all()):
+        raise OptionError(f"{name}: a gradient is exactly zero: it has no ratio")
+    if bool((size < torch.finfo(g.dtype).tiny).any()):
+        raise OptionError(
+            f"{name}: the largest entry of a gradient, {float(size.min()):.3g}, is below the least normal number of "
+            f"{g.dtype}: its digits are lost, and it has no ratio"
+        )
+    size = size.double()
+    return size, torch.linalg.vector_norm(g.double() / size[:, None], dim=1)
 
 
 def _squares(name: str, value: Any) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from resid.errors import ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import as_kernel, as_size
 from resid.theory.polar import polar_factor
 from resid.theory.procrustes import norm_preserving_scale
@@ -21,6 +22,7 @@ from resid.theory.procrustes import norm_preserving_scale
 __all__ = ["project_orthonormal_taps"]
 
 
+@isolated
 def project_orthonormal_taps(kernel: Any, relu: bool = False, groups: int = 1) -> Tensor:
     """The kernel with orthonormal taps that is nearest to a kernel, times s/k: all singular values are s exactly.
 

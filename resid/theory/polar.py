@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from resid.errors import ConvergenceError, NotFiniteError, ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import check_option
 from resid.theory._float32 import float32_products
 
@@ -42,6 +43,7 @@ _MOST_BLOCKS = 5
 _BINOMIAL = tuple(math.comb(2 * j, j) / 4**j for j in range(_MOST_BLOCKS**2 + 2))
 
 
+@isolated
 def polar_factor(A: Any, method: str = "auto") -> Tensor:
     """The polar factor of each matrix: the nearest one in the Frobenius norm with orthonormal columns (or rows).
 
@@ -85,6 +87,7 @@ def polar_factor(A: Any, method: str = "auto") -> Tensor:
     return _polar(matrix.detach(), method)
 
 
+@isolated(grad=False)
 def inverse_square_root(gram: Tensor, tolerance: float, eigenvalues: bool = True) -> tuple[Tensor, Tensor]:
     """G^(-1/2) of Hermitian positive definite matrices (..., n, n), and which are accurate (...,), in relative terms.
 
@@ -317,6 +320,7 @@ class _Polar(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @isolated
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         A, Q = ctx.saved_tensors
         if A.shape[-2] < A.shape[-1]:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from resid.errors import SizeError
+from resid.theory._ambient import isolated
 from resid.theory._check import as_kernel, as_pair, as_size, check_option
 from resid.theory._conv_geometry import Taps, as_convolution, backward_transfer, half_grid, taps_of, transfer, waves
 from resid.theory.conv_spectrum import conv_singular_values
@@ -59,6 +60,7 @@ def norm_preserving_scale(c_in: int, c_out: int, relu: bool = False) -> float:
     return math.sqrt((2 if relu else 1) * d / min(c, d))
 
 
+@isolated
 def project_norm_preserving(
     kernel: Any,
     n: Any,
@@ -125,6 +127,7 @@ class ProjectionReport:
     energy_lost: float
 
 
+@isolated
 def projection_report(
     kernel: Any, n: Any, relu: bool = False, stride: Any = 1, groups: Any = 1, dilation: Any = 1
 ) -> ProjectionReport:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from resid.errors import SizeError
+from resid.theory._ambient import isolated
 from resid.theory._check import as_kernel, as_size
 
 __all__ = ["coupled_newton_schulz", "released_projection"]
 
 
+@isolated
 def coupled_newton_schulz(gram: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Iteration (9): T = (3I - Z Y)/2, Y <- Y T, Z <- T Z from Y = G, Z = I; Y and Z after `steps` steps.
 
@@ -37,6 +39,7 @@ def coupled_newton_schulz(gram: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return Y, Z
 
 
+@isolated
 def released_projection(kernel: Any, n: int, slip: bool = True, steps: int = 10) -> Tensor:
     """Algorithm 1 as released: all n^2 frequencies as real matrices of twice the size, ten coupled steps, the crop.
 

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from resid.errors import DepthError, OptionError, ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import as_whole, check_positive
 from resid.theory._memorize import as_points
 
 __all__ = ["projection_width", "separation"]
 
 
+@isolated
 def separation(X: Any) -> tuple[float, int, int]:
     """rho of Assumption 3.1, the least squared distance of two points, and which two; blockwise, no (n, n) array.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from resid.errors import OptionError, ShapeError
 from resid.theory._activation import ACTIVATIONS, activate
+from resid.theory._ambient import isolated
 from resid.theory._check import (
     as_covariance,
     as_depth,
@@ -110,6 +111,7 @@ class ShortcutNetwork:
         """Number of weights."""
         return self.depth * self.width**2
 
+    @isolated
     def forward(self, weights: Any, X: Any) -> Tensor:
         """Outputs (..., m, d) for weights (..., units, length, d, d) and inputs X (m, d); differentiable.
 
@@ -130,6 +132,7 @@ class ShortcutNetwork:
             h = h + v if self.shortcut else v
         return h
 
+    @isolated
     def loss(self, weights: Any, X: Any, Y: Any) -> Tensor:
         """(1/2m) sum ||y_hat - y||^2, shape (...); differentiable.
 
@@ -142,6 +145,7 @@ class ShortcutNetwork:
             raise ShapeError(f"Y has shape {tuple(Y.shape)}: {tuple(output.shape[-2:])} is needed to fit X")
         return (output - Y.to(output)).square().sum((-2, -1)) / (2 * len(Y))
 
+    @isolated
     def linear_map(self, weights: Any) -> Tensor:
         """The matrix (..., d, d) of a linear network; differentiable.
 
@@ -151,6 +155,7 @@ class ShortcutNetwork:
         self._check_linear("linear_map")
         return linear_parts(self._weights(weights), self.shortcut)[2][-1]
 
+    @isolated
     def excess_loss(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> Tensor:
         """Loss (...) of a linear network above the least loss of a linear map, from the moments; differentiable.
 
@@ -162,6 +167,7 @@ class ShortcutNetwork:
         self._check_linear("excess_loss")
         return self._excess_and_gradient(weights, sigma_xx, sigma_yx)[0].clamp_min(0)
 
+    @isolated
     def gradient_from_moments(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> Tensor:
         """Gradient of the loss of a linear network, shaped like `weights`; the number of samples does not matter.
 
@@ -175,6 +181,7 @@ class ShortcutNetwork:
         self._check_linear("gradient_from_moments")
         return self._excess_and_gradient(weights, sigma_xx, sigma_yx)[1]
 
+    @isolated(grad=False)
     def hessian(self, weights: Any, X: Any, Y: Any) -> Tensor:
         """Hessian (N, N) of the loss, in closed form, N = units length d^2.
 
@@ -205,6 +212,7 @@ class ShortcutNetwork:
             return linear_hessian(W, X.mT @ X / len(X), Y.mT @ X / len(X), self.shortcut)
         return data_hessian(W, X, Y, self.activation, self.position, self.shortcut)
 
+    @isolated(grad=False)
     def hessian_from_moments(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> Tensor:
         """Hessian (N, N) of the loss of a linear network from the moments (1/m) sum x x^T and (1/m) sum y x^T.
 
@@ -251,6 +259,7 @@ class ShortcutNetwork:
             raise OptionError(f"{what} needs a linear network, not activation = {self.activation!r}: use `hessian`")
 
 
+@isolated
 def second_moments(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
     """(1/m) sum x x^T and (1/m) sum y x^T, both (d, d), of data X, Y (m, d).
 
@@ -266,6 +275,7 @@ def second_moments(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
     return X.mT @ X / len(X), Y.mT @ X / len(X)
 
 
+@isolated
 def best_map(sigma_xx: Any, sigma_yx: Any) -> Tensor:
     """The matrix (d, d) of least loss, Sigma_YX Sigma_XX^+ with the pseudoinverse; from the two moments.
 
@@ -281,6 +291,7 @@ def best_map(sigma_xx: Any, sigma_yx: Any) -> Tensor:
     return yx @ torch.linalg.pinv(xx, hermitian=True)
 
 
+@isolated(grad=False)
 def least_linear_loss(X: Any, Y: Any) -> float:
     """Least loss (1/2m) sum ||Wx - y||^2 over all matrices W, for data X, Y (m, d).
 
@@ -292,6 +303,7 @@ def least_linear_loss(X: Any, Y: Any) -> float:
     return float(Y.square().sum() / (2 * len(Y)) - 0.5 * (best_map(xx, yx) * yx).sum())
 
 
+@isolated(grad=False)
 def orthogonal_as_shortcut(Q: Any) -> tuple[Tensor, Tensor]:
     """Plain linear network with orthogonal weights as a 1-shortcut network at zero (an identity of this project).
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from resid.errors import OptionError, ShapeError
 from resid.theory._activation import ACTIVATIONS, activate, derivatives
+from resid.theory._ambient import isolated
 from resid.theory._check import as_covariance, as_depth, as_real, as_samples, as_square, check_option
 
 
+@isolated
 def moment_difference(X: Any, Y: Any, activation: str = "linear", position: str = "mid") -> Tensor:
     """M = c (1/m) sum (x - y) sigma_pre(x)^T (d, d), which decides the Hessian at zero of a 2-shortcut network.
 
@@ -45,6 +47,7 @@ def moment_difference(X: Any, Y: Any, activation: str = "linear", position: str 
     return slope * ((X - Y).mT @ X) / len(X)
 
 
+@isolated
 def hessian_at_zero(length: int, units: int, M: Any, sigma: Any = None) -> Tensor:
     """Hessian (N, N) at zero weights of an n-shortcut network, rows ordered like `weights.flatten()`.
 
@@ -90,6 +93,7 @@ def hessian_at_zero(length: int, units: int, M: Any, sigma: Any = None) -> Tenso
     return H.view(n, n)
 
 
+@isolated
 def hessian_spectrum_at_zero(units: int, M: Any) -> Tensor:
     """Eigenvalues of the Hessian at zero of a 2-shortcut network, ascending: +-sigma_i(M), each d * units times.
 
@@ -110,6 +114,7 @@ def hessian_spectrum_at_zero(units: int, M: Any) -> Tensor:
     return torch.cat([-values, values.flip(0)])
 
 
+@isolated(grad=False)
 def length_one_growth_bound(units: int, M: Any) -> float:
     """A lower bound on the condition number at zero of a linear 1-shortcut network with whitened inputs, our own.
 
@@ -135,6 +140,7 @@ def length_one_growth_bound(units: int, M: Any) -> float:
     return (1 + (units - 1) * top) / largest
 
 
+@isolated
 def neuron_matrices(W1: Any, X: Any, Y: Any) -> Tensor:
     """M(w) = (1/m) sum over samples with w.x > 0 of (x - y) x^T, for each row w of `W1`: shape (rows, d, d).
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from resid.errors import DepthError, MarginError, OptionError, ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import EPS, as_depth, as_real, as_samples, check_option, check_positive
 from resid.theory._separation import (
     check_room,
@@ -96,25 +97,30 @@ class SmallWeightNetwork:
         return dense
 
     @property
+    @isolated
     def norms(self) -> Tensor:
         """Frobenius norms, which are the spectral norms, of both matrices of every unit, (units, 2)."""
         return torch.stack([self.incoming.norm(dim=1), self.outgoing.norm(dim=1)], 1)
 
     @property
+    @isolated
     def max_norm(self) -> float:
         """The largest norm of a weight matrix, at most `max_norm_bound`."""
         return float(self.norms.max())
 
     @property
+    @isolated
     def total_norm(self) -> float:
         """The norm of all weight matrices together, their distance from zero; biases are not counted."""
         return float(self.norms.norm())
 
     @property
+    @isolated
     def log_gains(self) -> Tensor:
         """How fast an error in each sample grows on its way, (m,), as `SpherePath.log_gain` says."""
         return torch.tensor([path.log_gain for path in self.paths], dtype=torch.float64)
 
+    @isolated
     def __call__(self, inputs: Any) -> Tensor:
         """Outputs (n, d) for inputs (n, d), in their dtype and on their device; differentiable."""
         given = _check_inputs(inputs, self.width)
@@ -131,6 +137,7 @@ class SmallWeightNetwork:
             h = h.index_copy(0, rows, moved)
         return h.to(given.dtype)
 
+    @isolated
     def trajectory(self, inputs: Any) -> Tensor:
         """(units + 1, n, d): the inputs and what every unit makes of them."""
         given = _check_inputs(inputs, self.width)
@@ -150,6 +157,7 @@ def ordered_dot(a: Tensor, b: Tensor) -> Tensor:
     return terms[..., 0]
 
 
+@isolated
 def construct_small_weight_network(
     X: Any, Y: Any, units: int, closed_loop: bool = True, threshold: str = "paper"
 ) -> SmallWeightNetwork:
@@ -215,6 +223,7 @@ def construct_small_weight_network(
     return SmallWeightNetwork(incoming, offsets, outgoing, m, tuple(paths), rho)
 
 
+@isolated(grad=False)
 def isolating_unit(points: Any, index: int, target: Any, clearance: float | None = None) -> tuple[Tensor, ...]:
     """Lemma 1: W1, b, W2 of a unit that moves one of several unit vectors and leaves the others where they are.
 
@@ -268,6 +277,7 @@ def isolating_unit(points: Any, index: int, target: Any, clearance: float | None
     return W1, bias, W2
 
 
+@isolated
 def sphere_path(start: Any, goal: Any, obstacles: Any, clearance: float) -> SpherePath:
     """Lemma 2, one path: the minor great arc from `start` to `goal`, round every obstacle at distance `clearance`.
 
@@ -309,6 +319,7 @@ def sphere_path(start: Any, goal: Any, obstacles: Any, clearance: float) -> Sphe
     return path_round(p, q, rows, radius)
 
 
+@isolated
 def sphere_paths(X: Any, Y: Any, rho: float | None = None) -> list[SpherePath]:
     """Lemma 2: the paths of all samples to their labels, moved in the order of the rows, with clearance rho/2.
 
@@ -360,6 +371,7 @@ def total_norm_bound(rho: float, samples: int) -> float:
     return 2 * math.pi * math.sqrt(2 * as_depth("samples", samples)) / check_positive("rho", rho)
 
 
+@isolated(grad=False)
 def least_parameter_norm(X: Any, Y: Any) -> float:
     """A lower bound on the norm of all weights and biases of units (3) that send X to Y, whatever their number.
 
@@ -389,6 +401,7 @@ def least_parameter_norm(X: Any, Y: Any) -> float:
     return float((2 * torch.maximum(one_unit, outwards)).max().sqrt())
 
 
+@isolated
 def apply_units(weights: Any, biases: Any, X: Any) -> Tensor:
     """Equation (3): h -> h + W2 ReLU(W1 h + b), unit after unit, by matrix products.
 
@@ -412,6 +425,7 @@ def apply_units(weights: Any, biases: Any, X: Any) -> Tensor:
     return h
 
 
+@isolated(grad=False)
 def least_stretch(weights: Any) -> float:
     """prod_r (1 - ||W1|| ||W2||), or 0 if a factor is not positive: a lower bound on ||f(x) - f(y)||/||x - y||.
 

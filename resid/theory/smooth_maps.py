@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from resid.errors import DeterminantError, OptionError, ShapeError
+from resid.theory._ambient import isolated
 from resid.theory._check import as_depth, as_real, as_square, check_option, check_positive
 from resid.theory.targets import random_rotation
 
@@ -55,10 +56,12 @@ class SmoothMap:
         if isinstance(self.alpha, (bool, str)) or not 0 <= self.alpha < math.inf:
             raise OptionError(f"alpha = {self.alpha!r}: a finite number >= 0 is needed")
 
+    @isolated
     def __call__(self, x: Tensor) -> Tensor:
         """h(x) for x (..., d)."""
         return self.value(x)
 
+    @isolated
     def jacobian(self, x: Tensor) -> Tensor:
         """h'(x) for points (..., d): (..., d, d)."""
         if self.slope is not None:
@@ -67,6 +70,7 @@ class SmoothMap:
         jacobians: Tensor = torch.func.vmap(torch.func.jacrev(self.value))(flat)
         return jacobians.reshape(*x.shape, self.dimension)
 
+    @isolated
     def points(self, n: int, generator: Generator) -> Tensor:
         """n random points of the ball (n, d), float64; every fourth lies on the sphere."""
         x = torch.randn(n, self.dimension, generator=generator, dtype=torch.float64)
@@ -75,6 +79,7 @@ class SmoothMap:
         return self.radius * size * x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
 
 
+@isolated(grad=False)
 def residual_map(A: Any, W1: Any, W2: Any, radius: float = 1.0) -> SmoothMap:
     """h(x) = A (x + W2 tanh(W1 x)), invertible everywhere because ||W2|| ||W1|| < 1.
 
@@ -117,6 +122,7 @@ def residual_map(A: Any, W1: Any, W2: Any, radius: float = 1.0) -> SmoothMap:
     return SmoothMap(value, len(A), alpha, 1 / (float(sigma[-1]) * (1 - inner * outer)), radius, slope)
 
 
+@isolated(grad=False)
 def shear(bend: float, A: Any = None, radius: float = 1.0) -> SmoothMap:
     """h(x) = A (x_1, x_2 + bend x_1^2, x_3, ...), for which everything can be worked out by hand.
 
@@ -145,6 +151,7 @@ def shear(bend: float, A: Any = None, radius: float = 1.0) -> SmoothMap:
     return _after(A, value, slope, 2 * abs(bend), _shear_norm(2 * abs(bend) * radius), radius)
 
 
+@isolated(grad=False)
 def twist(rate: float, A: Any = None, radius: float = 1.0) -> SmoothMap:
     """h(x) = A (x turned in the plane of the first two coordinates by the angle rate (x_1^2 + x_2^2)).
 
@@ -182,6 +189,7 @@ def twist(rate: float, A: Any = None, radius: float = 1.0) -> SmoothMap:
     return _after(A, value, slope, 2 * abs(rate) * radius * (2 + steep), steep, radius)
 
 
+@isolated
 def mirror_augmented(h: SmoothMap) -> SmoothMap:
     """(x, b) -> (h(x), -b), whose derivative has the determinant -det h'(x): Assumption 1 (iii) costs one dimension.
 
@@ -204,6 +212,7 @@ def mirror_augmented(h: SmoothMap) -> SmoothMap:
     return SmoothMap(value, h.dimension + 1, h.alpha, max(h.beta, 1.0), h.radius, slope)
 
 
+@isolated
 def sample_smooth_map(family: str, d: int, generator: Generator, sign: int = 1) -> SmoothMap:
     """A random map of one of `SMOOTH_FAMILIES` with radius 1 and moderate constants.
 

@@ -12,11 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from resid.theory._ambient import isolated
 from resid.theory._check import as_depth, check_option
 
 __all__ = ["FAMILIES", "random_rotation", "sample_target"]
 
 
+@isolated
 def sample_target(family: str, d: int, generator: Generator) -> Tensor:
     """A random (d, d) matrix with det > 0, float64.
 
@@ -35,6 +37,7 @@ def sample_target(family: str, d: int, generator: Generator) -> Tensor:
     return _MAKERS[family](as_depth("d", d), generator)
 
 
+@isolated
 def random_rotation(d: int, generator: Generator) -> Tensor:
     """A Haar-distributed rotation in SO(d): QR of a Gaussian matrix with the signs of R's diagonal fixed.
 

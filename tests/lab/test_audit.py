@@ -12,6 +12,7 @@ import resid
 from resid.errors import OptionError, ShapeError
 from resid.lab.audit import audit, find_blocks
 from resid.nets.preact import Bottleneck, PreActResNet, ProcResNet
+from tests.lab.test_audit_bounds import worst_change
 
 
 class Residual(nn.Module):
@@ -181,24 +182,43 @@ def test_the_bound_holds_for_zeros_of_any_width(padding, stride, dilation):
     basis = torch.eye(98, dtype=torch.float64).view(98, 2, 7, 7)
     exact = float(torch.linalg.svdvals(model(basis).detach().flatten(1))[0])
     block = audit(model, basis[:3], squares, Padded).blocks[0]
-    assert 0.3 * block.bound <= exact <= block.bound * (1 + 1e-12)
+    assert 0.3 * block.sigma_max <= exact <= block.sigma_max * (1 + 1e-12)
+
+
+class Around(nn.Module):
+    """x + a convolution of one channel, brought back to the shape of x."""
+
+    def __init__(self, mode, stride, padding, outputs):
+        super().__init__()
+        options = {"padding": padding, "padding_mode": mode, "bias": False}
+        self.conv = nn.Conv2d(1, outputs, 3, stride=stride, **options)
+        self.second = nn.Conv2d(1, 1, 3, bias=False) if padding == 2 else nn.Identity()
+
+    def forward(self, x):
+        return x + self.second(self.conv(x)).reshape(x.shape)
 
 
 @pytest.mark.parametrize(
-    ("mode", "stride", "padding", "bounded"),
+    ("mode", "stride", "padding", "outputs", "bounded"),
     [
-        ("reflect", 1, 1, False),
-        ("replicate", 1, 1, False),
-        ("circular", 1, 1, True),
-        ("circular", 1, "same", True),
-        ("circular", 4, 1, False),  # six pixels in steps of four
-        ("circular", 1, 2, False),  # two rows come twice
+        ("zeros", 1, 1, 1, True),
+        ("reflect", 1, 1, 1, False),
+        ("replicate", 1, 1, 1, False),
+        ("circular", 1, 1, 1, True),
+        ("circular", 1, "same", 1, True),
+        ("circular", 2, 1, 4, True),
+        ("circular", 4, 1, 9, False),  # six pixels in steps of four
+        ("circular", 1, 2, 1, False),  # two rows come twice
     ],
 )
-def test_padding_that_repeats_pixels_leaves_no_bound(mode, stride, padding, bounded):
-    model = nn.Sequential(Padded(residual=False, padding=padding, stride=stride, padding_mode=mode))
-    found = audit(model, torch.randn(2, 1, 6, 6), squares, Padded).blocks[0]
+def test_padding_that_repeats_pixels_leaves_no_bound(mode, stride, padding, outputs, bounded):
+    torch.manual_seed(0)
+    model = nn.Sequential(Around(mode, stride, padding, outputs)).double()
+    x = torch.randn(2, 1, 6, 6, dtype=torch.float64)
+    found = audit(model, x, squares, Around).blocks[0]
     assert math.isnan(found.bound) is not bounded
+    if bounded:
+        assert worst_change(model[0], x[:1]) <= found.bound
 
 
 def test_finding_blocks():

@@ -128,6 +128,14 @@ def test_sizes_of_all_inputs_come_from_one_pass():
     assert projection.reports()[1].sigma_min == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("probability", [0.1, 0.9, 1.0])
+def test_the_coin_falls_with_its_probability(probability):
+    """400 tosses: five standard deviations around the mean, and every one for certainty."""
+    projection = ProcrustesProjection([(conv(1, 1, 1), 4)], probability=probability, seed=1)
+    count = sum(projection.step() for _ in range(400))
+    assert abs(count - 400 * probability) <= 5 * (400 * probability * (1 - probability)) ** 0.5
+
+
 def test_bad_input_is_refused_by_name():
     layer = conv(2, 4, 3)
     for call, kind, text in (

@@ -34,6 +34,10 @@ NORM_DRIFT = ("tests/lab/test_norm_study.py", "norms/procrustes")
 ORTHONORMAL_TAPS = ("tests/theory/test_orthonormal_taps.py", "norms/procrustes")
 THREE_LAYERS = ("tests/lab/test_three_layers.py", "")
 AUDIT = ("tests/lab/test_audit.py", "norms/audit")
+AUDIT_BOUNDS = ("tests/lab/test_audit_bounds.py", "")
+AUDIT_STATE = ("tests/lab/test_audit_state.py", "")
+PROJECTION = ("tests/nets/test_procrustes.py", "")
+AMBIENT = ("tests/theory/test_ambient.py", "")
 ALLCONV = ("tests/trials/test_cifar.py", "experiments/allconv_cifar")
 SHORTCUT_CIFAR = ("tests/trials/test_cifar.py", "experiments/shortcut_depth_cifar")
 PROCRESNET = ("tests/trials/test_cifar.py", "experiments/procresnet_cifar")
@@ -421,8 +425,8 @@ MUTATIONS = (
     Mutation(
         "in/out swapped with out/in",
         "resid/theory/norms.py",
-        'norms[:-1] / norms[1:] if direction == "in/out"',
-        'norms[:-1] / norms[1:] if direction == "out/in"',
+        '[:: 1 if direction == "in/out" else -1]',
+        '[:: 1 if direction == "out/in" else -1]',
         *NORMS,
     ),
     Mutation(
@@ -575,23 +579,156 @@ MUTATIONS = (
     Mutation(
         "audit: gradients of input and output exchanged",
         "resid/lab/audit.py",
-        "        into, out = (_norm(g)",
-        "        out, into = (_norm(g)",
+        "in_norm=_norm(into),\n        out_norm=_norm(out),",
+        "in_norm=_norm(out),\n        out_norm=_norm(into),",
         *AUDIT,
     ),
     Mutation(
         "audit: running averages not put back",
-        "resid/lab/audit.py",
-        "                    buffer.copy_(value)",
-        "                    buffer.copy_(buffer)",
+        "resid/lab/_audit_state.py",
+        "        buffer.copy_(value)",
+        "        buffer.copy_(buffer)",
         *AUDIT,
     ),
     Mutation(
-        "audit: a bound beside weights that it does not count",
+        "audit: an operation that is not known has slope one",
+        "resid/lab/_audit_watch.py",
+        "        if slope is None:\n            return None\n",
+        "        slope = 1.0 if slope is None else slope\n",
+        *AUDIT_BOUNDS,
+    ),
+    Mutation(
+        "audit: a normalisation taken for an isometry",
+        "resid/lab/_audit_watch.py",
+        'for name in ("Clone",',
+        'for name in ("NativeLayerNorm", "NativeBatchNorm", "NativeGroupNorm", "Clone",',
+        *AUDIT_BOUNDS,
+    ),
+    Mutation(
+        "audit: slopes of activations left out",
+        "resid/lab/_audit_watch.py",
+        "        slopes *= slope",
+        "        slopes *= 1.0",
+        *AUDIT_BOUNDS,
+    ),
+    Mutation(
+        "audit: the weight of a sum not looked at",
+        "resid/lab/_audit_watch.py",
+        " or total._saved_alpha != 1:",
+        ":",
+        *AUDIT_BOUNDS,
+    ),
+    Mutation(
+        "audit: a layer that is called twice counts once",
+        "resid/lab/_audit_watch.py",
+        " or begun.times[module] > 1",
+        "",
+        *AUDIT_BOUNDS,
+    ),
+    Mutation(
+        "audit: a sum that spreads one number over many",
+        "resid/lab/_audit_watch.py",
+        "            if outputs != numbers or begun",
+        "            if begun",
+        *AUDIT_BOUNDS,
+    ),
+    Mutation(
+        "audit: layers with a forward pass of their own",
+        "resid/lab/_audit_watch.py",
+        " or not _as_written(module)",
+        "",
+        *AUDIT_BOUNDS,
+    ),
+    Mutation(
+        "audit: groups forgotten",
         "resid/lab/audit.py",
-        "if not self.layers or self.normalised or self.others:",
-        "if not self.layers or self.normalised:",
-        AUDIT[0],
+        "groups=module.groups",
+        "groups=1",
+        *AUDIT_BOUNDS,
+    ),
+    Mutation(
+        "audit: sizes of a second call not compared",
+        "resid/lab/audit.py",
+        "(size != sizes[layer] or _repeats",
+        "(_repeats",
+        *AUDIT_BOUNDS,
+    ),
+    Mutation(
+        "audit: only the first of two equal outputs counts",
+        "resid/lab/_audit_watch.py",
+        "                if value is tensor:",
+        "                if value is tensor and False:",
+        *AUDIT_STATE,
+    ),
+    Mutation(
+        "audit: several outputs not counted",
+        "resid/lab/audit.py",
+        "1 + live))",
+        "1))",
+        *AUDIT_STATE,
+    ),
+    Mutation(
+        "audit: branches of rounding noise shown",
+        "resid/lab/audit.py",
+        "rounding=4 * max",
+        "rounding=0 * max",
+        *AUDIT_STATE,
+    ),
+    Mutation(
+        "audit: norms by squares that overflow",
+        "resid/lab/audit.py",
+        "if 0 < size < math.inf else size",
+        "if size < 0 else float(flat.norm())",
+        *AUDIT_STATE,
+    ),
+    Mutation(
+        "audit: assigned buffers not put back",
+        "resid/lab/_audit_state.py",
+        "    module._buffers.clear()\n    module._buffers.update(buffers)\n",
+        "",
+        *AUDIT_STATE,
+    ),
+    Mutation(
+        "audit: NumPy's generator not put back",
+        "resid/lab/_audit_state.py",
+        "stack.callback(np.random.set_state, np.random.get_state())",
+        "stack.callback(np.random.get_state)",
+        *AUDIT_STATE,
+    ),
+    Mutation(
+        "audit: compiled models run as compiled",
+        "resid/lab/audit.py",
+        "        uncompiled(),\n",
+        "",
+        *AUDIT_STATE,
+    ),
+    Mutation(
+        "projection: the coin upside down",
+        "resid/nets/procrustes.py",
+        "generator=self._coin)) < self.probability",
+        "generator=self._coin)) > self.probability",
+        *PROJECTION,
+    ),
+    Mutation(
+        "autocast not switched off",
+        "resid/theory/_ambient.py",
+        "            if torch.is_autocast_enabled(device):",
+        "            if False:",
+        *AMBIENT,
+    ),
+    Mutation(
+        "defaults of the caller not put aside",
+        "resid/theory/_ambient.py",
+        'if factories and torch.get_default_device().type != "cpu":',
+        'if factories and torch.get_default_device().type == "none":',
+        *AMBIENT,
+    ),
+    Mutation(
+        "gradient norms by squares that overflow",
+        "resid/theory/norms.py",
+        "    return size, torch.linalg.vector_norm(g.double() / size[:, None], dim=1)",
+        "    return torch.ones_like(size), torch.linalg.vector_norm(g.double(), dim=1)",
+        "tests/theory/test_gradient_range.py",
         "",
     ),
     Mutation(
@@ -605,8 +742,8 @@ MUTATIONS = (
     Mutation(
         "audit: bound by the smallest singular values",
         "resid/lab/audit.py",
-        "        return math.prod(layer.sigma_max for layer",
-        "        return math.prod(layer.sigma_min for layer",
+        "(layers[layer].sigma_max for layer, _ in chain.layers)",
+        "(layers[layer].sigma_min for layer, _ in chain.layers)",
         *AUDIT,
     ),
     Mutation(
