@@ -33,7 +33,7 @@ def _full(weight: Tensor) -> Tensor:
 
 
 class NormPreserving(nn.Module):
-    """Parametrization of a Conv2d weight by its nearest norm-preserving kernel; gradients pass through the projection.
+    """Parametrization of a Conv2d weight by a norm-preserving kernel near it; gradients pass through the projection.
 
     Args:
         conv: the layer, whose stride, groups and dilation count. n: size of its input. relu, repeats, method: of
@@ -167,7 +167,7 @@ class ProcrustesProjection:
 
     @isolated
     def reports(self) -> list[ProjectionReport]:
-        """Singular values over s of each layer as it is now, and the energy that the crop of a projection has cost."""
+        """Singular values over s of each layer as it is now, as if padded circularly; energy that the crop has cost."""
         return [
             projection_report(_full(conv.weight.detach()), n, relu, **_geometry(conv)) for conv, n, relu in self.layers
         ]

@@ -1,9 +1,11 @@
-"""The nearest norm-preserving convolution. Zaeemzadeh et al. 2018, Section 3, equations (7) and (8), Algorithm 1.
+"""Norm-preserving convolutions near a given one. Zaeemzadeh et al. 2018, Section 3, (7) and (8), Algorithm 1.
 
 The gradient passes a convolution through the transpose of its matrix. If all nonzero singular values of that matrix are
 s, the gradient's energy is multiplied by s^2 times the share of it that lies in the range. With that share at
 min(c, d)/d, c input and d output channels, the energy is kept for s = sqrt(d/min(c, d)). The projection replaces
-the matrix A(w) of every frequency by s times its polar factor and goes back to the taps that the kernel has.
+the matrix A(w) of every frequency by s times its polar factor and goes back to the taps that the kernel has. For 1 x 1
+kernels that is the nearest norm-preserving one. For larger ones the crop to k x k taps leaves a kernel that is not
+quite norm-preserving, and repeating it comes to rest near the nearest one, as a rule not at it.
 
 All functions take kernels (c_out, c_in/groups, height, width) and n, the size of the input, an integer or (height,
 width); padding is circular, as the projection has to assume. With stride s, "channels" below are those of the matrices
@@ -25,7 +27,7 @@ from resid.theory._ambient import isolated
 from resid.theory._check import as_kernel, as_pair, as_size, check_option
 from resid.theory._conv_geometry import Taps, as_convolution, backward_transfer, half_grid, taps_of, transfer, waves
 from resid.theory.conv_spectrum import conv_singular_values
-from resid.theory.polar import METHODS, accuracy, inverse_square_root, polar_factor, prefers_gram
+from resid.theory.polar import METHODS, accuracy, inverse_square_root, polar_factor, prefers_gram, scaled_to_one
 
 __all__ = [
     "ProjectionReport",
@@ -114,7 +116,9 @@ class ProjectionReport:
     """What a projection reached.
 
     scale: s. sigma_min, sigma_max: least and largest singular value over s, of the matrices A(w) before any crop
-    (both 1) and here after it. energy_lost: share of the energy of the uncropped kernel that the last crop cut off.
+    (both 1) and here after it; those of the circular map. A layer that pads with zeros has other ones, which
+    `conv_singular_values` gives with padding="zeros"; it is never an isometry unless its kernel has a single tap.
+    energy_lost: share of the energy of the uncropped kernel that the last crop cut off.
     """
 
     scale: float
@@ -127,7 +131,7 @@ class ProjectionReport:
 def projection_report(
     kernel: Any, n: Any, relu: bool = False, stride: Any = 1, groups: Any = 1, dilation: Any = 1
 ) -> ProjectionReport:
-    """Singular values over s of a kernel after its projection, and the energy that the crop has cost.
+    """Singular values over s of a projected kernel, with circular padding, and the energy that the crop has cost.
 
     The uncropped kernel has the energy s^2 min(c, d), in all its taps together, c and d the sides of A(w); so the
     energy lost can be read from the projected kernel alone.
@@ -186,6 +190,7 @@ def _scale(taps: Taps, relu: bool) -> float:
 
 def _nearest(taps: Taps, method: str) -> Tensor:
     """Taps of the polar factors of all A(w), at the shifts that the kernel has."""
+    taps = replace(taps, values=scaled_to_one(taps.values))
     values = taps.values
     if values.shape[-1] == 1:  # one shift: A(w) is the same matrix for all w, up to a phase
         return polar_factor(values[..., 0], method)[..., None]

@@ -19,8 +19,8 @@ __all__ = ["projection_width", "separation"]
 def separation(X: Any) -> tuple[float, int, int]:
     """rho of Assumption 3.1, the least squared distance of two points, and which two; blockwise, no (n, n) array.
 
-    Found from inner products and then computed from the difference: squared distances below about 1e-14 of the squared
-    norms are only known to be so small.
+    Found from inner products about the mean of the points, and then computed from the difference: squared distances
+    below about 1e-14 of the largest squared distance are only known to be so small.
 
     Raises:
         ShapeError, NotFiniteError: bad points, or fewer than two.
@@ -33,12 +33,13 @@ def separation(X: Any) -> tuple[float, int, int]:
     n = len(z)
     if n < 2:
         raise ShapeError(f"X has {n} points: two are needed for a distance")
-    squares = z.square().sum(1)
+    middle = z - z.mean(0)
+    squares = middle.square().sum(1)
     nearest = torch.empty(n, dtype=torch.int64, device=z.device)
     size = max(1, (1 << 23) // n)
     for start in range(0, n, size):
         rows = torch.arange(start, min(n, start + size), device=z.device)
-        distances = squares - 2 * z[rows] @ z.mT
+        distances = squares - 2 * middle[rows] @ middle.mT
         distances[rows - start, rows] = math.inf
         nearest[rows] = distances.argmin(1)
     exact = (z - z[nearest]).square().sum(1)

@@ -375,25 +375,30 @@ def total_norm_bound(rho: float, samples: int) -> float:
 def least_parameter_norm(X: Any, Y: Any) -> float:
     """A lower bound on the norm of all weights and biases of units (3) that send X to Y, whatever their number.
 
-    The square is 2 (arsinh(|x| + |y - x|) - arsinh |x|), the largest over the samples. A unit moves h by at most
-    |W2| (|W1| |h| + |b|) <= (|W1|^2 + |W2|^2 + |b|^2) sqrt(1 + |h|^2)/2, and |h| is at most |x| plus the way so far.
-    Attained for y = t x, t > 1, in the limit of many units. Without the biases there is no such bound. Not in the
-    paper.
+    The square is, for the worst sample, the larger of 2 |y - x|/sqrt(1 + max(|x|, |y|)^2) and
+    2 (arsinh(|x| + |y - x|) - arsinh |x|). A unit moves h by at most |W2| (|W1| |h| + |b|)
+    <= (|W1|^2 + |W2|^2 + |b|^2) sqrt(1 + |h|^2)/2, and it can move h by as much in any direction. For one sample with
+    |y| <= |x| the first term is the larger one, and exact: one unit attains it, so that depth does not help at all. The
+    second is attained for y = t x, t > 1, in the limit of many units. Else, and for several samples, a lower bound.
+    Without the biases there is none. Not in the paper; proof in the chapter.
 
     Args:
         X, Y: inputs and outputs, (n, d).
 
     Example:
         >>> axes = torch.eye(3)
-        >>> round(least_parameter_norm(axes[:1], axes[1:2]), 3)
-        1.211
+        >>> round(least_parameter_norm(axes[:1], axes[1:2]), 6)
+        1.414214
     """
     inputs, outputs = as_real("X", X), as_real("Y", Y)
     if inputs.ndim != 2 or 0 in inputs.shape or outputs.shape != inputs.shape:
         raise ShapeError(f"X, Y have the shapes {tuple(inputs.shape)}, {tuple(outputs.shape)}: (n, d) twice is needed")
     inputs, outputs = inputs.to(torch.float64), outputs.to("cpu", torch.float64)
     start, way = inputs.cpu().norm(dim=1), (outputs - inputs.cpu()).norm(dim=1)
-    return float((2 * (torch.asinh(start + way) - torch.asinh(start))).max().sqrt())
+    farther = torch.maximum(start, outputs.norm(dim=1))  # 1/sqrt(1 + r^2) by hypot: r^2 may overflow
+    one_unit = way / torch.hypot(torch.ones_like(farther), farther)
+    outwards = torch.asinh(start + way) - torch.asinh(start)
+    return float((2 * torch.maximum(one_unit, outwards)).max().sqrt())
 
 
 @isolated

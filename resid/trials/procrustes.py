@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from resid.ledger.evidence import Cases, Counterexample
 from resid.theory.conv_spectrum import conv_matrix, conv_singular_values, conv_svd
+from resid.theory.orthonormal_taps import project_orthonormal_taps
 from resid.theory.polar import polar_factor
 from resid.theory.procrustes import norm_preserving_scale, project_norm_preserving, projection_report
 from resid.theory.procrustes_released import coupled_newton_schulz, released_projection
@@ -24,6 +25,7 @@ __all__ = [
     "NewtonTrial",
     "ReleasedTrial",
     "algorithm_1",
+    "border_share",
     "crop_table",
     "energy",
     "equal_singular_values",
@@ -34,6 +36,7 @@ __all__ = [
     "quadratic",
     "released",
     "transition",
+    "zero_padded",
 ]
 
 
@@ -257,6 +260,41 @@ def crop_table(
             report = projection_report(project_norm_preserving(K, n, repeats=times), n)
             rows.append((f"{d} <- {c}, n = {n}", times, report.energy_lost, report.sigma_min, report.sigma_max))
     return rows
+
+
+def border_share(kernel: Tensor) -> float:
+    """The share of a kernel's energy that pixels in the four corners see on average, with zeros around the map.
+
+    The middle tap, which reads the pixel itself, counts fully, the taps beside it in its row and column by half, the
+    others by a quarter: so many of the four corners have them. kernel: (d, c, height, width).
+    """
+    energies = _tap_energies(kernel)
+    by_axis = [torch.full((size,), 0.5, dtype=energies.dtype) for size in energies.shape]
+    for weights in by_axis:
+        weights[(len(weights) - 1) // 2] = 1
+    return float(by_axis[0] @ energies @ by_axis[1])
+
+
+def zero_padded(n: int, generator: Generator) -> Cases:
+    """(least/largest singular value)^2 with zero padding over `border_share`, for kernels from 1 x 2 to 5 x 4 taps.
+
+    Random ones with taps of very different size, those with orthonormal taps, and those with nearly all in the middle.
+    """
+    ratios = []
+    for case in range(n):
+        height, width = 1 + case % 5, 2 + case // 5 % 3
+        d, c = 1 + int(torch.randint(4, (), generator=generator)), 1 + int(torch.randint(3, (), generator=generator))
+        if case % 3 == 0:
+            K = project_orthonormal_taps(_normal(generator, height * width * c, c, height, width))
+        else:
+            K = _normal(generator, d, c, height, width) * (2 * _normal(generator, 1, 1, height, width)).exp()
+        if case % 3 == 1:
+            basis = torch.linalg.qr(_normal(generator, max(c, d), min(c, d)))[0]
+            K *= 10.0 ** -int(torch.randint(9, (), generator=generator))
+            K[:, :, (height - 1) // 2, (width - 1) // 2] += basis if d >= c else basis.mT
+        values = conv_singular_values(K, (height + case % 2, width + case // 2 % 2), padding="zeros")
+        ratios.append(float(values[-1] / values[0]) ** 2 / border_share(K))
+    return Cases(n, worst_of(ratios), "random kernels, orthonormal taps, nearly one tap; up to 5 x 4 taps")
 
 
 def isometric_kernel(d: int, c: int, generator: Generator) -> Tensor:

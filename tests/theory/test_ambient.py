@@ -238,6 +238,7 @@ CALLS = {
         polar.polar_factor(m(*shape, dtype=F32), method) for method in polar.METHODS for shape in ((5, 9, 5), (3, 4, 8))
     ],
     "polar.prefers_gram": lambda m: polar.prefers_gram(3, 5),
+    "polar.scaled_to_one": lambda m: polar.scaled_to_one(m(2, 3, 2)),
     "procrustes.norm_preserving_scale": lambda m: nearest.norm_preserving_scale(3, 12, relu=True),
     "procrustes.project_norm_preserving": lambda m: [
         nearest.project_norm_preserving(m(*shape, dtype=F32), 8, stride=stride, method=method)

@@ -155,6 +155,52 @@ def test_zero_padding_bound_holds_on_every_torus_that_fits(k, n):
         zero_padding_bound(too_small, n, n)
 
 
+def test_an_even_kernel_needs_the_longer_side_and_the_default_torus_is_n_plus_k_minus_1():
+    """On a smaller torus an end reads the other one, and its largest singular value is no bound."""
+    for k, n in ((2, 4), (4, 5)):
+        kernel = torch.zeros(1, 1, 1, k, dtype=F64)
+        kernel[..., (k - 1) // 2] = 1
+        kernel[..., -1] = 1
+        before, after = (k - 1) // 2, k - 1 - (k - 1) // 2
+        with pytest.raises(SizeError, match=f"at least {n + after}"):
+            zero_padding_bound(kernel, (1, n), (1, n + before))
+        found = []
+        for seed in range(20):
+            some = normal(2, 2, k, k, seed=seed)
+            exact = float(conv_singular_values(some, n, padding="zeros")[0])
+            assert exact <= zero_padding_bound(some, n, n + after) * (1 + 1e-12)
+            whole = float(conv_singular_values(some, n + k - 1)[0])
+            assert zero_padding_bound(some, n) == pytest.approx(whole, rel=1e-12)
+            found.append(abs(whole / zero_padding_bound(some, n, n + after) - 1))
+        assert (max(found) > 1e-3) == (k == 4)  # the two are one torus for k = 2
+
+
+def test_a_search_finds_no_zero_padded_map_above_its_bound():
+    """Gradient ascent on the ratio to the circular norm of the smallest torus, from kernels of every shape."""
+    best = []
+    for k, n in (((1, 2), (1, 4)), ((2, 2), (3, 3)), ((3, 3), (3, 3)), ((1, 4), (1, 5))):
+        torus = tuple(size + taps - 1 - (taps - 1) // 2 for size, taps in zip(n, k, strict=True))
+        units = torch.eye(math.prod(k), dtype=F64).view(-1, 1, 1, *k)
+        zeros, circular = (
+            torch.stack([conv_matrix(tap, size, padding=padding) for tap in units])
+            for size, padding in ((n, "zeros"), (torus, "circular"))
+        )
+        for seed in range(6):
+            K = normal(2, 2, len(units), seed=seed).requires_grad_()
+            optimizer = torch.optim.Adam([K], lr=0.05)
+            for _ in range(40):
+                optimizer.zero_grad()
+                norms = [
+                    torch.linalg.matrix_norm(torch.einsum("dct,tpq->dpcq", K, maps).flatten(2).flatten(0, 1), ord=2)
+                    for maps in (zeros, circular)
+                ]
+                ratio = norms[0] / norms[1]
+                best.append(ratio.item())
+                (-ratio).backward()
+                optimizer.step()
+    assert 0.95 < max(best) <= 1 + 1e-12
+
+
 def test_zero_padding_is_not_circular():
     kernel = normal(2, 2, 3, 3)
     gap = conv_singular_values(kernel, 6, padding="zeros") - conv_singular_values(kernel, 6)

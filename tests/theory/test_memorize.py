@@ -148,6 +148,80 @@ def test_clipped_output_does_not_pass_on_what_happens_to_hidden_vectors():
     assert errors[1] < 1e-13
 
 
+def test_the_clipped_block_rises_in_the_middle_third_of_its_gap():
+    q = torch.randn(4, 3, generator=generator(3), dtype=F64)
+    q = q / q.norm(dim=1, keepdim=True)
+    rows, bias, out = memorize._last_block(q, "clipped", False)
+    for i in range(4):
+        rival = max(float(q[i] @ q[j]) for j in range(4) if j != i)
+        for share, expected in ((-1.0, 0), (0.0, 0), (0.3333, 0), (0.5, 0.5), (0.6667, 1), (1.0, 1), (1.5, 1)):
+            h = (rival + share * (1 - rival)) * q[i]  # <q_i, h> is that share of the way from the rival to |q_i|^2
+            found = float((out @ torch.relu(rows @ h + bias))[i])
+            assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("slack", [None, 0.2])
+def test_the_gap_is_that_of_the_definition(slack):
+    X, y = sample(12, 30, 3, seed=5, unit=True)
+    for mode in ("shared", "neuron"):
+        net = construct_memorizer(X, y, 60, mode, seed=1, slack=slack if mode == "shared" else None)
+        z, q = net.hidden(X)[0], net.last_in  # "paper": the rows are the surrogate labels, in some order
+        gaps = []
+        for i in range(12):
+            square = float(z[i] @ z[i])
+            rivals = [float(z[i] @ z[j]) for j in range(12) if j != i] + [float(z[i] @ label) for label in q]
+            threshold = -float(net.s.flatten()[i])
+            if mode == "neuron":
+                assert threshold == pytest.approx((square + max(rivals)) / 2)
+                gaps.append((square - max(rivals)) / square)
+            else:
+                largest = float(z.square().sum(1).max())
+                gaps.append(2 * min(square - threshold, threshold - max(rivals)) / largest)
+        assert net.gap == pytest.approx(min(gaps), rel=1e-10)
+
+
+@pytest.mark.parametrize(("k", "d"), [(4, 9), (6, 6), (9, 4)])
+def test_an_orthogonal_projection_has_the_scale_of_a_gaussian_one(k, d):
+    """Rows of squared norm d/k for k < d, as entries of variance 1/k have on average; else an isometry."""
+    first = memorize._projection(sample(5, d, 2)[0], k, "orthogonal", generator(), unit=False)
+    gram = first @ first.mT if k < d else first.mT @ first
+    torch.testing.assert_close(gram, max(1.0, d / k) * torch.eye(min(k, d), dtype=F64), rtol=0, atol=1e-12)
+
+
+def test_adversarial_samples_are_memorized():
+    """Duplicates to the last bits, clusters, heavy tails, far from the origin, lattices."""
+    gen = generator(9)
+    for case in range(60):
+        n, d, k = 2 + case % 20, 1 + case % 5, 1 + case % 7
+        X = torch.randn(n, d, generator=gen, dtype=F64)
+        if case % 6 == 1:
+            X = torch.cat([X, X * (1 + 1e-12)])
+        elif case % 6 == 2:
+            X = torch.randn(1, d, generator=gen, dtype=F64) + 10.0 ** -(case % 9) * X
+        elif case % 6 == 3:
+            X = X / torch.rand(n, 1, generator=gen, dtype=F64) ** 3
+        elif case % 6 == 4:
+            X = X + 1e7
+        elif case % 6 == 5:
+            X = torch.cartesian_prod(*[torch.arange(3.0, dtype=F64)] * d).reshape(-1, d)[:40]
+        y = torch.randint(3, (len(X),), generator=gen)
+        net = construct_memorizer(X, y, k, seed=case, classes=3)
+        assert torch.equal(net.predict(X), y)
+        assert net.error(X, y) <= (1e-12 if k > 1 else 1e-13 / net.gap**2)
+
+
+def test_separation_far_from_the_origin():
+    cube = torch.rand(200, 4, generator=generator(2), dtype=F64)
+    for offset in (1e6, 1e8, 1e9):
+        X = offset + cube
+        i, j = torch.triu_indices(200, 200, 1)
+        exact = (X[i] - X[j]).square().sum(1)
+        value, a, b = separation(X)
+        at = int(exact.argmin())
+        assert value == float(exact[at])
+        assert (a, b) == (int(i[at]), int(j[at]))
+
+
 NASTY = ["near", "line", "antipodal", "one class", "integers", "grid", "offset"]
 
 

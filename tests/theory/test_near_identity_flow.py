@@ -57,6 +57,68 @@ def test_maps_have_the_slope_sign_and_constants_they_say(family, d, sign):
         assert 0.05 * h.beta < float(back.max()) <= h.beta * (1 + 1e-9)
 
 
+def into_the_ball(h, points):
+    return h.radius * points / points.norm(dim=-1, keepdim=True).clamp_min(1)
+
+
+def bend(h, points):
+    x, y = into_the_ball(h, points)
+    apart = (x - y).norm(dim=1)
+    change = torch.linalg.matrix_norm(h.jacobian(x) - h.jacobian(y), ord=2)
+    return torch.where(apart > 1e-6 * h.radius, change / apart, 0)
+
+
+def steepness(h, points):
+    return 1 / torch.linalg.svdvals(h.jacobian(into_the_ball(h, points[0])))[:, -1]
+
+
+@pytest.mark.parametrize("radius", [0.3, 1.0, 3.0])
+def test_no_pair_of_points_breaks_the_certified_constants(radius):
+    """A search on what alpha and beta bound, over maps of every kind and size; both are nearly reached."""
+    gen, worst = generator(5), {}
+    A = torch.linalg.qr(torch.randn(3, 3, generator=gen, dtype=F64))[0] @ torch.diag(
+        torch.tensor([2.0, 1.0, 0.2], dtype=F64)
+    )
+    W = torch.randn(3, 3, generator=gen, dtype=F64)
+    line = torch.ones(1, 1, dtype=F64)
+    maps = {
+        "residual": residual_map(A, W / radius, 0.2 * radius * W.mT / (1 + W.norm() ** 2), radius),
+        "residual, one number": residual_map(line, 2 * line / radius, -0.4 * radius * line, radius),
+        "shear": shear(0.7 / radius, A, radius),
+        "twist, slow": twist(0.01 / radius**2, None, radius),
+        "twist": twist(1 / radius**2, A, radius),
+        "mirror": mirror_augmented(shear(0.1, 4 * torch.eye(2, dtype=F64), radius)),
+    }
+    for name, h in maps.items():
+        found = []
+        for pairs, value in ((True, bend), (False, steepness)):
+            points = torch.randn(2, 200, h.dimension, generator=gen, dtype=F64)
+            best = value(h, points)
+            for step in range(40):  # keep what is better
+                moved = points + 0.8**step * torch.randn(points.shape, generator=gen, dtype=F64)
+                new = value(h, moved)
+                points = torch.where((new > best)[:, None], moved, points)
+                best = torch.maximum(best, new)
+            found.append(float(best.max()) / (h.alpha if pairs else h.beta))
+        worst[name] = found
+    for bent, back in worst.values():
+        assert bent <= 1 + 1e-9
+        assert back <= 1 + 1e-9
+    assert min(worst[name][0] for name in ("residual, one number", "twist, slow", "mirror")) > 0.95
+    assert min(worst[name][1] for name in ("residual, one number", "twist, slow", "mirror")) > 0.95
+
+
+def test_a_rotation_is_cut_into_chords():
+    """For a map that only turns the bound is exact: 2 sin(theta/2m) is reached by the m blocks."""
+    angle = 2.5
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=F64)
+    for depth in (2, 5, 12):
+        h = SmoothMap(lambda x: x @ turn.mT, 2, alpha=0.0, beta=1.0, slope=lambda x: turn.expand(*x.shape[:-1], 2, 2))
+        flow = near_identity_flow(h, depth)
+        seen = distance(flow.jacobians(torch.zeros(1, 2, dtype=F64)))
+        assert flow_bound(h, depth) == pytest.approx(seen, rel=1e-12) == pytest.approx(2 * math.sin(angle / 2 / depth))
+
+
 def test_constants_of_the_shear_are_attained():
     h = shear(1.5, radius=2.0)
     x = torch.tensor([[2.0, 0.0], [-2.0, 0.0]], dtype=F64)

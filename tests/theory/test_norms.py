@@ -38,6 +38,37 @@ from tests.twins.norms import (
 F64 = torch.float64
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_search_finds_no_layers_that_preserve_norms_better_than_the_optimum(depth, sign):
+    """Random changes of free layers, the last one completing the product; what is better is kept."""
+    gen = torch.Generator().manual_seed(depth)
+    eye, found = torch.eye(3, dtype=F64), []
+    for scale in (0.3, 1.0):
+        R = torch.linalg.matrix_exp(scale * torch.randn(3, 3, generator=gen, dtype=F64))
+        R[0] *= sign
+        best, size = norm_preserving_layers(R, depth)[:-1] + eye, linear_bound(R, depth) / 2
+        starts = best.expand(60, -1, -1, -1) + size * torch.randn(60, depth - 1, 3, 3, generator=gen, dtype=F64)
+        starts[0] = best
+
+        def worst(free, R=R):
+            product = free[:, 0]
+            for layer in range(1, free.shape[1]):
+                product = free[:, layer] @ product
+            every = torch.cat([free, (R @ torch.linalg.inv(product))[:, None]], 1)
+            return (torch.linalg.svdvals(every) - 1).abs().amax((1, 2))
+
+        value = worst(starts)
+        for step in range(300):
+            moved = starts + size * 0.98**step * torch.randn(starts.shape, generator=gen, dtype=F64)
+            new = worst(moved)
+            better = new < value
+            starts, value = torch.where(better[:, None, None, None], moved, starts), torch.minimum(value, new)
+        found.append(float(value[1:].min()) / linear_bound(R, depth))
+        assert float(value.min()) >= linear_bound(R, depth) * (1 - 1e-12)
+    assert max(found) < 1.1  # the search itself comes near
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 

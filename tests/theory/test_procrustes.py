@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resid.errors import ConvergenceError, NotFiniteError, OptionError, ShapeError, SizeError
 from resid.theory.conv_spectrum import conv_matrix, conv_singular_values
-from resid.theory.polar import METHODS, POLAR_EXPRESS, inverse_square_root, polar_factor
+from resid.theory.polar import METHODS, POLAR_EXPRESS, inverse_square_root, polar_factor, scaled_to_one
 from resid.theory.procrustes import norm_preserving_scale, project_norm_preserving, projection_report
 from resid.theory.procrustes_released import coupled_newton_schulz, released_projection
 from resid.trials.procrustes import isometric_kernel
@@ -71,6 +71,46 @@ def test_auto_is_accurate_for_every_matrix_that_is_not_singular(values, more, lo
     assert float((torch.linalg.svdvals(found) - 1).abs().max()) < (1e-5 if single else 1e-10)
     condition = sigma[0] / sigma[-1]
     assert error(found, Q.to(torch.complex128)) < max(1e-5, 3e-7 * condition) if single else 1e-10 * condition
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(4, 4), (7, 3), (3, 7)])
+def test_the_scale_of_a_matrix_does_not_matter(method, shape):
+    for dtype, scales in (
+        (F64, (1e-300, 1e-160, 1e155, 1e300)),
+        (torch.complex128, (1e-160, 1e155)),
+        (torch.float32, (1e-36, 1e-30, 1e19, 1e36)),
+    ):
+        A = normal(2, *shape, seed=sum(shape), dtype=dtype)
+        A[1] *= 1e-5  # each matrix of a batch by itself
+        expected = polar_factor(A, "svd")
+        for scale in scales:
+            assert error(polar_factor(scale * A, method), expected) < (2e-4 if dtype == torch.float32 else 1e-11)
+    zero = torch.zeros(1, *shape)
+    assert torch.equal(scaled_to_one(zero), zero)
+    least = torch.full((1, *shape), 5e-324, dtype=F64)
+    assert bool(torch.isfinite(scaled_to_one(least)).all())
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-100, 1e100, 1e155])
+@pytest.mark.parametrize("shape", [(6, 2, 3, 3), (3, 3, 3, 3), (2, 5, 1, 1)])
+def test_the_scale_of_a_kernel_does_not_matter(shape, scale):
+    K = normal(*shape)
+    assert error(project_norm_preserving(scale * K, 6), project_norm_preserving(K, 6)) < 1e-11
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [4, 8])
+def test_the_polar_factor_is_off_by_no_more_than_rounding_of_the_entries(dtype, columns):
+    """And that is much for large condition numbers, while the columns stay orthonormal."""
+    eps, seen = torch.finfo(dtype).eps, []
+    for power in range(8 if dtype == torch.float32 else 15):
+        A, Q = with_singular_values([1, 1, 10.0**-power, 10.0**-power], columns, dtype=F64, seed=power)
+        found = polar_factor(A.to(dtype)).to(F64)
+        assert float((torch.linalg.svdvals(found) - 1).abs().max()) < (1e-5 if dtype == torch.float32 else 1e-10)
+        seen.append(error(found, Q) / (eps * 10**power))
+    assert max(seen) < (20 if columns == 4 else 1e-7 / eps)  # through the Gram matrix up to `accuracy`
+    assert max(seen[4:]) > 0.01
 
 
 @pytest.mark.parametrize("off", [1e-9, 1e-4, 1e-2, 0.08, 0.2, 0.4, 0.6])

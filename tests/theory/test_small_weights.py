@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from resid.errors import DepthError, MarginError, NotFiniteError, OptionError, ShapeError
 from resid.theory.small_weights import (
+    _woken,
     apply_units,
     construct_small_weight_network,
     isolating_unit,
@@ -221,6 +222,48 @@ def test_samples_leave_one_another_alone():
         assert torch.equal(h[6 * i + 6 :, i], h[-1, i].expand(37 - 6 * i, 3)[: len(h) - 6 * i - 6])
 
 
+def test_rows_that_a_unit_moves_by_its_rounding_only_are_found():
+    """Whatever the fixed order of summation moves has to be among the rows that the matrix product lets through."""
+    gen, barely = generator(21), 0
+    for _ in range(40):
+        h, w = on_sphere(torch.randn(60, 40, generator=gen, dtype=F64)), torch.randn(3, 40, generator=gen, dtype=F64)
+        for row in range(3):
+            for unit in w:
+                exact = ordered_dot(h[row], unit)
+                offset = torch.nextafter(-exact, torch.tensor(math.inf, dtype=F64))
+                assert bool(exact + offset > 0)
+                assert row in _woken(h, unit[None], offset[None])
+                barely += bool((h @ unit)[row] + offset <= 0)
+    assert barely > 10  # which the matrix product alone would have left asleep
+
+
+def test_adversarial_samples_reach_their_labels_within_the_bounds():
+    """Nearly antipodal ends, everything on one circle, cycles of labels, samples that are close together."""
+    gen, worst = generator(22), 0.0
+    for case in range(40):
+        d = 3 + case % 3
+        X, Y = random_samples(4, d, gen)
+        noise = on_sphere(torch.randn(4, d, generator=gen, dtype=F64))
+        if case % 4 == 0:
+            Y = on_sphere(-X + 10.0 ** -(case % 15) * noise)
+        elif case % 4 == 1:
+            angles = 2 * math.pi * torch.rand(8, generator=gen, dtype=F64)
+            circle = torch.stack([angles.cos(), angles.sin()], 1) @ torch.eye(2, d, dtype=F64)
+            X, Y = circle[:4], circle[4:]
+        elif case % 4 == 2:
+            Y = on_sphere(X.roll(1, 0) + 1e-2 * noise)
+        else:
+            X[1] = on_sphere(X[0] + 1e-4 * noise[0])
+        network = construct_small_weight_network(X, Y, 4 * (1 + case % 9))
+        assert float((network(X) - Y).norm(dim=1).max()) < 1e-14
+        assert network.max_norm <= max_norm_bound(network.rho, 4, network.units)
+        assert max(path.length for path in network.paths) <= math.pi**2 / 2
+        for i, path in enumerate(network.paths):
+            resting = torch.cat([Y[:i], X[i + 1 :]])
+            worst = max(worst, network.rho / 2 / float(distances(path.points(200), resting).min()))
+    assert 0.99 < worst <= 1 + 1e-9
+
+
 def test_the_open_loop_is_right_in_theory_and_explodes_in_float64():
     X, Y = samples(5, 3, 0)
     closed, loose = (construct_small_weight_network(X, Y, 320, loop) for loop in (True, False))
@@ -353,20 +396,26 @@ def test_ordered_dot_is_the_inner_product(d):
 
 def descend_on_norm(start, units, seed, steps=400):
     """bound over norm of all weights and biases, made as large as gradient descent can from random units."""
-    d = len(start)
-    W = (0.3 * torch.randn(units, 2, d, d, generator=generator(seed), dtype=F64)).requires_grad_()
-    b = (0.3 * torch.randn(units, d, generator=generator(seed + 1), dtype=F64)).requires_grad_()
+    W, b = random_units(units, len(start), seed)
     optimizer = torch.optim.Adam([W, b], lr=0.02)
     best = 0.0
     for _ in range(steps):
         optimizer.zero_grad()
-        way = (apply_units(W, b, start[None])[0] - start).norm()
+        end = apply_units(W, b, start[None])[0]
+        way = (end - start).norm()
         square = 2 * (torch.asinh(start.norm() + way) - torch.asinh(start.norm()))
+        square = torch.maximum(square, 2 * way / (1 + torch.maximum(end.norm(), start.norm()) ** 2).sqrt())
         ratio = (square / (W.square().sum() + b.square().sum())).sqrt()
         best = max(best, ratio.item())
         (-ratio).backward()
         optimizer.step()
     return best, W.detach(), b.detach()
+
+
+def random_units(units, d, seed):
+    W = 0.3 * torch.randn(units, 2, d, d, generator=generator(seed), dtype=F64)
+    b = 0.3 * torch.randn(units, d, generator=generator(seed + 1), dtype=F64)
+    return W.requires_grad_(), b.requires_grad_()
 
 
 @pytest.mark.parametrize(
@@ -375,9 +424,75 @@ def descend_on_norm(start, units, seed, steps=400):
 def test_no_units_are_nearer_to_zero_than_their_outputs_allow(units, size, attained):
     x = size * on_sphere(torch.randn(1, 3, generator=generator(3), dtype=F64))
     best, W, b = descend_on_norm(x[0], units, 5)
-    assert attained < best <= 1
+    assert attained < best <= 1 + 1e-12
     norm = math.hypot(float(W.norm()), float(b.norm()))
-    assert attained < least_parameter_norm(x, apply_units(W, b, x)) / norm <= 1
+    assert attained < least_parameter_norm(x, apply_units(W, b, x)) / norm <= 1 + 1e-12
+
+
+@pytest.mark.parametrize(("units", "degrees", "size"), [(1, 90, 1.0), (6, 90, 1.0), (3, 170, 1.0), (4, 60, 0.5)])
+def test_more_units_do_not_come_nearer_to_zero_on_the_sphere_or_inwards(units, degrees, size):
+    x, angle = torch.tensor([[1.0, 0.0, 0.0]], dtype=F64), math.radians(degrees)
+    y = size * torch.tensor([math.cos(angle), math.sin(angle), 0.0], dtype=F64)
+    W, b = random_units(units, 3, 2)
+    optimizer = torch.optim.LBFGS([W, b], max_iter=1000, history_size=50, line_search_fn="strong_wolfe")
+
+    def norm_and_penalty():
+        optimizer.zero_grad()
+        loss = W.square().sum() + b.square().sum() + 100 * (apply_units(W, b, x)[0] - y).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(norm_and_penalty)
+    W, b = W.detach(), b.detach()
+    end = apply_units(W, b, x)
+    assert float((end[0] - y).norm()) < 0.02  # the penalty pulls it this near, and a little inside
+    assert float(end.norm()) <= 1
+    norm = math.hypot(float(W.norm()), float(b.norm()))
+    exact = math.sqrt(2 * float((end - x).norm()) / math.sqrt(2))
+    assert exact <= norm * (1 + 1e-12)
+    assert norm < 1.002 * exact
+    assert least_parameter_norm(x, end) == pytest.approx(exact, rel=1e-12)
+
+
+def test_no_way_in_many_steps_is_cheaper_than_one_step():
+    """What a unit costs depends on where it starts and how far it goes alone: search over the points in between."""
+    gen = generator(11)
+    x, y = (
+        torch.randn(400, 3, generator=gen, dtype=F64) * 10 ** (4 * torch.rand(400, 1, generator=gen, dtype=F64) - 2)
+        for _ in range(2)
+    )
+    y[::2] *= (x.norm(dim=1) / y.norm(dim=1) * torch.rand(400, generator=gen, dtype=F64).sqrt())[::2, None]  # inwards
+    least = torch.tensor([least_parameter_norm(a[None], b[None]) for a, b in zip(x, y, strict=True)], dtype=F64)
+    size = torch.maximum(x.norm(dim=1), y.norm(dim=1))[:, None]
+    found = []
+    for between in (1, 2, 4, 8):
+        share = torch.linspace(0, 1, between + 2, dtype=F64)[1:-1, None, None]
+        noise = torch.randn(between, 400, 3, generator=gen, dtype=F64) * 10 ** -torch.linspace(0, 2, 400)[:, None]
+        points = ((x + share * (y - x)) / size + noise).requires_grad_()
+        optimizer = torch.optim.Adam([points], lr=0.03)
+        for _ in range(120):
+            optimizer.zero_grad()
+            way = torch.cat([x[None], points * size, y[None]])
+            cost = 2 * (way.diff(dim=0).norm(dim=2) / (1 + way[:-1].square().sum(2)).sqrt()).sum(0) / least**2
+            found.append(cost.min().item())
+            cost.sum().backward()
+            optimizer.step()
+    assert 1 - 1e-12 <= min(found) < 1.02  # never below, and nearly reached
+
+
+def test_no_random_network_is_nearer_to_zero():
+    gen = generator(12)
+    worst = 0.0
+    for case in range(1500):
+        d, units, size = 1 + case % 4, 1 + case % 7, 10.0 ** (case % 6 / 2 - 2)
+        W, b = torch.randn(units, 2, d, d, generator=gen, dtype=F64), torch.randn(units, d, generator=gen, dtype=F64)
+        W, b = size * W, size * b
+        if case % 3:  # every unit nearly the cheapest one for where it is
+            W[:, 0, 1:], W[:, 1, :, 1:], b[:, 1:] = 0, 0, 0
+            b[:, 0].abs_()
+        x = 3 * torch.randn(1, d, generator=gen, dtype=F64)
+        worst = max(worst, least_parameter_norm(x, apply_units(W, b, x)) / math.hypot(float(W.norm()), float(b.norm())))
+    assert 0.8 < worst <= 1 + 1e-12
 
 
 def test_the_least_norm_is_that_of_the_farthest_sample():
@@ -385,6 +500,8 @@ def test_the_least_norm_is_that_of_the_farthest_sample():
     one_by_one = [least_parameter_norm(X[i : i + 1], Y[i : i + 1]) for i in range(3)]
     assert one_by_one[1] == pytest.approx(math.sqrt(2 * (math.asinh(5) - math.asinh(2))))
     assert one_by_one[2] == pytest.approx(math.sqrt(2 * math.asinh(1)))
+    assert least_parameter_norm([[0.0, 2.0]], [[1.0, 0.5]]) == pytest.approx(math.sqrt(2 * math.sqrt(3.25 / 5)))
+    assert least_parameter_norm([[1e200]], [[-1e200]]) == pytest.approx(2)
     assert least_parameter_norm(X, Y) == max(one_by_one)
     assert least_parameter_norm(X, X) == 0
 

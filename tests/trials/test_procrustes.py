@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from resid.lab.images import load_images
 from resid.lab.norm_study import DIGITS, DIGITS_TRANSITIONS, NormStudy, follow_three_layers
-from resid.theory.conv_spectrum import conv_singular_values
+from resid.theory.conv_spectrum import conv_matrix, conv_singular_values
 from resid.trials import norm_drift
 from resid.trials import procrustes as trials
 from tests.trials.helpers import fails, generator, passes
@@ -65,6 +66,55 @@ def test_algorithm_passes_and_notices_a_wrong_scale(monkeypatch):
     wrong = trials.project_norm_preserving
     monkeypatch.setattr(trials, "project_norm_preserving", lambda *a: 1.0001 * wrong(*a))
     fails("zaeemzadeh/algorithm-1", trials.algorithm_1(35, generator())[1])
+
+
+def test_zero_padding_passes_is_attained_and_notices_a_wrong_share(monkeypatch):
+    found = trials.zero_padded(60, generator())
+    passes("beyond/zero-padding-isometry", found)
+    assert found.worst > 1 - 1e-9
+    real = trials.border_share
+    monkeypatch.setattr(trials, "border_share", lambda K: 0.999 * real(K))
+    fails("beyond/zero-padding-isometry", trials.zero_padded(60, generator()))
+
+
+def test_the_share_at_the_border_counts_the_corners():
+    K = torch.randn(3, 2, 3, 4, generator=generator(4), dtype=torch.float64)
+    seen = 0.0
+    for corner in ((0, 0), (0, 4), (4, 0), (4, 4)):  # of 5 x 5: what one pixel sends out, over what a middle one does
+        x = torch.zeros(2, 2, 5, 5, dtype=torch.float64)
+        x[torch.arange(2), torch.arange(2), corner[0], corner[1]] = 1
+        seen += conv_matrix(K, 5, padding="zeros").matmul(x.flatten(1).mT).square().sum().item() / 4
+    assert trials.border_share(K) == pytest.approx(seen / K.square().sum().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("d", "c"), [(4, 2), (2, 2), (1, 3)])
+def test_a_search_finds_isometries_of_one_tap_only_with_zeros_around(d, c):
+    """Least squares on J^T J = I, or J J^T = I, from random 3 x 3 kernels; on the torus others are found."""
+    found = {}
+    for padding in ("circular", "zeros"):
+        units = torch.eye(9, dtype=torch.float64).view(9, 1, 1, 3, 3)
+        maps = torch.stack([conv_matrix(tap, 4, padding=padding) for tap in units])  # of each tap
+        found[padding] = []
+        for seed in range(4):
+            K = torch.randn(d, c, 9, generator=generator(seed), dtype=torch.float64).requires_grad_()
+            optimizer = torch.optim.LBFGS([K], max_iter=120, tolerance_change=0, line_search_fn="strong_wolfe")
+
+            def off(K=K, maps=maps, optimizer=optimizer):
+                optimizer.zero_grad()
+                J = torch.einsum("dct,tpq->dpcq", K, maps).flatten(2).flatten(0, 1)
+                gram = J.mT @ J if d >= c else J @ J.mT
+                loss = (gram - torch.eye(len(gram), dtype=gram.dtype)).square().sum()
+                loss.backward()
+                return loss
+
+            optimizer.step(off)
+            energies = K.detach().square().sum((0, 1))
+            found[padding].append((off().item(), 1 - (energies[4] / energies.sum()).item()))
+    # with zeros the loss is of fourth order in the other taps, so that it falls slowly
+    near = [others for loss, others in found["zeros"] if loss < 1e-5]
+    assert near  # some are found
+    assert max(near) < 0.01
+    assert max(others for loss, others in found["circular"] if loss < 1e-10) > 0.3
 
 
 def test_released_code_is_shown_and_a_flipped_kernel_noticed(monkeypatch):

@@ -30,7 +30,7 @@ def test_trials_of_the_theorem_pass():
     norms = trials.distance_from_zero(12, generator())
     passes("li/section-4.1-closer-to-zero", norms.formula)
     passes("li/section-4.1-closer-to-zero", norms.bound)
-    passes("li/section-4.1-closer-to-zero", norms.against)
+    passes("li/section-4.1-closer-to-zero", norms.attained)
     assert norms.limit < 0.01
     assert 0.95 < norms.sharpest <= 1
 
@@ -90,6 +90,11 @@ def test_theorem_trials_notice_a_wrong_network(monkeypatch):
 
 
 def test_trials_of_the_limits_notice_a_wrong_bound(monkeypatch):
+    least = trials.least_parameter_norm
+    for factor in (1.1, 0.999):
+        monkeypatch.setattr(trials, "least_parameter_norm", lambda X, Y, f=factor: f * least(X, Y))
+        norms = trials.distance_from_zero(12, generator())
+        fails("li/section-4.1-closer-to-zero", norms.bound if factor > 1 else norms.attained)
     real = trials.least_stretch
     monkeypatch.setattr(trials, "least_stretch", lambda W: 1.001 * real(W))
     fails("li/main-result-1", trials.distinct_outputs(20, generator()))
