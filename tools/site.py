@@ -69,6 +69,7 @@ def build(everything: bool = False) -> None:
     changed = stage()
     everything |= any("_static" in name.parts for name in changed)  # pages name styles and scripts with a checksum
     everything |= UNFINISHED.exists()  # a build that was interrupted has written some pages with them
+    UNFINISHED.parent.mkdir(exist_ok=True)
     UNFINISHED.touch()
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(STAGE), "--path-output", str(ROOT)]
     command += ["-W", "-n", "--keep-going", *(["--all"] if everything else [])]

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from resid._closure import _imports_of
 from resid.ledger import verdicts
 from tests.teeth import __main__ as teeth
 from tests.teeth.mutations import MUTATIONS
@@ -28,6 +29,7 @@ def test_dependencies_are_followed_through_the_package():
         "resid/__init__.py",
         "resid/errors.py",
         "resid/theory/__init__.py",
+        "resid/theory/_ambient.py",
         "resid/theory/_check.py",
         "resid/theory/_rotation.py",
         "resid/theory/factor.py",
@@ -60,9 +62,9 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "EXECUTED", tmp_path / "_build" / "executed")
     monkeypatch.setattr(notebooks, "RECORDS", tmp_path / "_build" / "records")
     monkeypatch.setattr(notebooks, "__file__", str(tmp_path / "tools" / "notebooks.py"))
-    notebooks._imports_of.cache_clear()
+    _imports_of.cache_clear()
     yield tmp_path
-    notebooks._imports_of.cache_clear()
+    _imports_of.cache_clear()
 
 
 def write(path, *sources, title="# Title"):
@@ -181,6 +183,7 @@ def test_every_page_is_written_anew_when_a_style_changes(project, monkeypatch):
     commands = []
     monkeypatch.setattr(site, "STAGE", project / "stage")
     monkeypatch.setattr(site, "SITE", project / "site")
+    monkeypatch.setattr(site, "UNFINISHED", project / "_build" / "unfinished")
     monkeypatch.setattr(site.assets, "fetch", lambda _: None)
     monkeypatch.setattr(site.notebooks, "execute_all", lambda: None)
     monkeypatch.setattr(
