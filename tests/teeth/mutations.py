@@ -165,6 +165,20 @@ MUTATIONS = (
         *SHORTCUT,
     ),
     Mutation(
+        "growth counted from all units",
+        "resid/theory/shortcut_zero.py",
+        "    return float(torch.linalg.eigvalsh(B + (units - 1) *",
+        "    return float(torch.linalg.eigvalsh(B + units *",
+        *SHORTCUT,
+    ),
+    Mutation(
+        "growth for whitened inputs only",
+        "resid/theory/shortcut_zero.py",
+        "    H = hessian_at_zero(1, 2, M, sigma)",
+        "    H = hessian_at_zero(1, 2, M)",
+        *SHORTCUT,
+    ),
+    Mutation(
         "labels turned the wrong way",
         "resid/theory/shortcut.py",
         "    return torch.stack(products), products[-1].mT",

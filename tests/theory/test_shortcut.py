@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -175,18 +176,99 @@ def test_scalar_length_one_spectrum():
     np.testing.assert_allclose(values, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_growth_bound_of_length_one_holds_and_is_close(seed):
-    gen = generator(seed)
-    M = torch.eye(4, dtype=F64) - 0.3 * normal(gen, 4, 4)
-    for units in (2, 5, 16):
-        H = hessian_at_zero(1, units, M)
-        bound = length_one_growth_bound(units, M)
-        assert condition_number(H, 0.1) >= bound * (1 - 1e-9)
-        assert condition_number(H) >= bound * (1 - 1e-9)
-        top = bound * float(torch.linalg.matrix_norm(M, ord=2))
-        assert top <= float(torch.linalg.eigvalsh(H)[-1]) * (1 + 1e-9)
-    assert top >= 0.9 * float(torch.linalg.eigvalsh(H)[-1])
+def growth_spectrum(units, d, m):
+    """|eigenvalues| at zero for length 1, Sigma = I and M = m I, m > 0, in exact fractions, ascending.
+
+    On symmetric V the map C(V) = M V^T is m, on skew ones -m; c stands for either. The units see 1 on the diagonal and
+    1 + c elsewhere.
+    """
+    found = []
+    for c, copies in ((m, d * (d + 1) // 2), (-m, d * (d - 1) // 2)):
+        found += copies * ([abs(1 + (units - 1) * (1 + c))] + (units - 1) * [abs(c)])
+    return sorted(found)
+
+
+def interpolated(values, q):
+    """The quantile q of ascending fractions, linear between order statistics."""
+    place = q * (len(values) - 1)
+    low = place.numerator // place.denominator
+    return values[low] if low == place else values[low] + (place - low) * (values[low + 1] - values[low])
+
+
+def last_quantile(units, d):
+    """The greatest quantile for which the growth bound is claimed."""
+    return Fraction(units // 2 * d * d - 1, units * d * d - 1)
+
+
+@pytest.mark.parametrize(
+    ("units", "d", "m", "q", "true"),
+    [
+        (2, 2, Fraction(1, 2), Fraction(1, 2), Fraction(5, 2)),
+        (2, 3, Fraction(3, 10), Fraction(1, 2), Fraction(23, 10)),
+        (2, 2, Fraction(1, 20), Fraction(1, 2), Fraction(41, 20)),
+        (2, 1, Fraction(1, 10), Fraction(1, 10), Fraction(7)),
+    ],
+)
+def test_growth_bound_of_length_one_on_exact_instances(units, d, m, q, true):
+    """It is attained up to its last quantile, and false at these ones beyond."""
+    values = growth_spectrum(units, d, m)
+    M = float(m) * torch.eye(d, dtype=F64)
+    np.testing.assert_allclose(
+        hessian_eigenvalues(hessian_at_zero(1, units, M)).abs().sort().values, [*map(float, values)]
+    )
+    bound = length_one_growth_bound(units, M)
+    exact = (units + (units - 1) * m) / m
+    assert bound == pytest.approx(float(exact), rel=1e-12)
+    last = last_quantile(units, d)
+    assert values[-1] / interpolated(values, last) == exact
+    assert q > last
+    assert values[-1] / interpolated(values, q) == true
+    assert condition_number(hessian_at_zero(1, units, M), float(q)) == pytest.approx(float(true))
+    assert true < exact
+
+
+def test_growth_needs_two_dimensions_and_two_units():
+    """d = 1, y = 2x: the Hessian is the identity at every depth; one unit: it is Sigma."""
+    for units in (2, 5, 30):
+        assert condition_number(hessian_at_zero(1, units, [[-1.0]])) == 1
+        assert length_one_growth_bound(units, [[-1.0]]) == 1
+    with pytest.raises(DepthError, match="units = 1"):
+        length_one_growth_bound(1, torch.eye(2))
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4])
+def test_growth_bound_of_length_one_under_attack(d):
+    """Every Sigma, singular and badly scaled ones too; every shape and size of M; least eigenvalue and last quantile."""
+    gen, worst, top = generator(d), 0.0, 0.0
+    for case in range(250):
+        units = 2 + case % 6
+        half = normal(gen, d, d) @ torch.diag(normal(gen, d).mul(case % 3).exp())
+        sigma = half @ half.mT
+        if case % 5 == 0:
+            sigma[-1], sigma[:, -1] = 0, 0
+        M = normal(gen, d, d)
+        shape = case // 6 % 6
+        if shape == 1:
+            M = M - M.mT if d > 1 else M
+        elif shape == 2:
+            M = torch.outer(M[0], M[-1])
+        elif shape == 3:
+            sigma, M = torch.eye(d, dtype=F64), torch.eye(d, dtype=F64) + 10.0 ** -(case // 18) * M
+        elif shape == 4:
+            M = -(M @ M.mT)
+        elif shape == 5:  # the labels that make x -> 2x, nearly
+            M = -sigma + 10.0 ** -(case % 5) * M
+        M = M * float(normal(gen, 1).mul(3).exp())
+        H = hessian_at_zero(1, units, M, sigma)
+        sizes = np.sort(hessian_eigenvalues(H).abs().numpy())
+        bound = length_one_growth_bound(units, M, sigma)
+        small = sizes[units // 2 * d * d - 1]  # the order statistic that the last quantile reaches
+        worst = max(worst, bound * small / sizes[-1])
+        if d >= 2:
+            top = max(top, units * float(torch.linalg.eigvalsh(sigma)[-1] / torch.linalg.matrix_norm(M, ord=2)) / bound)
+    assert 0.999999 < worst <= 1 + 1e-9  # attained, so a bound larger by a millionth would show
+    assert top <= 1 + 1e-9
+    assert d == 1 or top > 0.9
 
 
 def test_relu_between_the_matrices_has_a_hessian_per_neuron():
