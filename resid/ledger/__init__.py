@@ -7,12 +7,13 @@ tests; `verdicts` and `scoreboard` are computed from the record files and from n
 from resid.ledger.catalog import Claim, claims, get_claim, papers
 from resid.ledger.errors import ClaimFailed, LedgerError, RecordError, UnknownClaimError
 from resid.ledger.evidence import Cases, Counterexample, Evidence, Seeds, Symbolic
-from resid.ledger.judge import VERDICTS, Verdict, results_folder, verdicts
+from resid.ledger.judge import UNSETTLED, VERDICTS, Verdict, results_folder, verdicts
 from resid.ledger.run import Run, finish_run, record, records_folder, start_run
 from resid.ledger.store import Record, read_record, read_records
-from resid.ledger.tables import scoreboard, summary
+from resid.ledger.tables import scoreboard, summary, tested_again
 
 __all__ = [
+    "UNSETTLED",
     "VERDICTS",
     "Cases",
     "Claim",
@@ -39,5 +40,6 @@ __all__ = [
     "scoreboard",
     "start_run",
     "summary",
+    "tested_again",
     "verdicts",
 ]

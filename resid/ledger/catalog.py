@@ -17,6 +17,9 @@ from resid.ledger.errors import LedgerError, UnknownClaimError
 
 #: Key of the claims that no paper makes.
 BEYOND = "beyond"
+#: Where a statement was read: a formula or a number of the text; a sentence; the authors' released code; or a meaning
+#: that the available text does not fix, so that we had to choose one.
+STATUSES = ("printed", "in words", "released code", "our reading")
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Claim:
     """One theorem, lemma, table row, figure or headline number of a paper.
 
     id: "hardt-ma/theorem-2.1". where: the place in the paper. kind: "theorem", "identity" or "experiment".
-    statement: in our words. printed: the printed number, if there is one, with `unit`. correction: our corrected
-    statement, where the printed one is false. chapter: the notebook that tests it. test: what is run.
+    statement: in our words. status: one of `STATUSES`. printed: the printed number, if there is one, with `unit`.
+    correction: our corrected statement, where the printed one is false. sharper: what more holds, where the printed one
+    is true and says less. chapter: the notebook that tests it. test: what is run.
     measure ("ratio" or "error") and cases, for theorems and identities: what the worst case is measured by, and how
     many cases a full run needs. sense ("equal", "at-least", "at-most") and target, for experiments: what the measured
-    mean is compared with. margin and seeds are fixed before the run. smoke: the bar of an experiment in smoke mode.
+    mean is compared with. margin and seeds are fixed before the run, and the seeds are numbered from first_seed on.
+    smoke: what an experiment must clear in smoke mode, which checks its wiring and says nothing of the claim.
     """
 
     id: str
@@ -51,6 +56,9 @@ class Claim:
     printed: float | None = None
     unit: str = ""
     correction: str = ""
+    sharper: str = ""
+    status: str = "printed"
+    first_seed: int = 0
     measure: str = "ratio"
     cases: int = 1
     sense: str = "equal"
@@ -74,6 +82,16 @@ class Claim:
             "sense": self.sense if experiment else None,
             "target": self.target if experiment else None,
         }
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What the claim says and how it is tested; a record keeps a copy, and the verdict tells of a change."""
+        return {"statement": self.statement, "test": self.test}
+
+    @property
+    def fixed_seeds(self) -> range:
+        """The seeds that were fixed before the run."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     @property
     def limit(self) -> float:
@@ -160,7 +178,9 @@ def _load(path: Path | None) -> tuple[tuple[Paper, ...], tuple[Claim, ...]]:
     source = path or resources.files("resid.ledger").joinpath("claims.yaml")
     try:
         content = yaml.load(source.read_text("utf-8"), Loader=_Strict)
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise LedgerError(f"{source} cannot be read: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
         raise LedgerError(f"{source} is not YAML: {error}") from error
     problems = sorted(
         jsonschema.Draft202012Validator(schema("claims")).iter_errors(content), key=lambda e: list(map(str, e.path))
@@ -200,5 +220,6 @@ def _explain(content: Any, error: jsonschema.ValidationError) -> str:
     path = list(error.absolute_path)
     where = "/".join(map(str, path))
     if len(path) >= 2 and path[0] == "claims":
-        where = f"{content['claims'][path[1]].get('id', path[1])} ({where})"
+        entry = content["claims"][path[1]]
+        where = f"{entry.get('id', path[1]) if isinstance(entry, dict) else path[1]} ({where})"
     return f"  {where or 'top level'}: {error.message[:300]}"

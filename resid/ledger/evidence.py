@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from resid.errors import OptionError
 from resid.ledger.catalog import Claim
 
-STATEMENTS = ("printed", "corrected")
+STATEMENTS = ("printed", "corrected", "sharper")
 RELATIONS = ("<=", ">=", "==")
 
 
@@ -25,7 +25,7 @@ class Cases:
     """Numerical verification of a theorem or identity over many instances.
 
     n: instances tried. worst: the largest ratio (measured side over bounding side) or relative error, by the claim's
-    `measure`; it must stay within the claim's limit. statement: "printed" or "corrected". what: the instances.
+    `measure`; it must stay within the claim's limit. statement: one of `STATEMENTS`. what: the instances.
     """
 
     kind: ClassVar[str] = "cases"
@@ -35,7 +35,7 @@ class Cases:
     statement: str = "printed"
 
     def __post_init__(self) -> None:
-        _coerce(self, n=int, worst=float)
+        _coerce(self, n=_whole, worst=float)
         _check_option("statement", self.statement, STATEMENTS)
 
     def malformed(self, claim: Claim) -> list[str]:
@@ -106,7 +106,10 @@ class Counterexample:
 
     def malformed(self, claim: Claim) -> list[str]:
         """Reasons why this cannot be evidence against the claim."""
-        return _not_experiment(self, claim)
+        found = _not_experiment(self, claim)
+        if claim.sharper:
+            found.append("claims.yaml says that something sharper holds, so the printed statement is not refuted")
+        return found
 
     def unfavourable(self, claim: Claim, mode: str) -> list[str]:
         """Reasons why this is no counterexample; empty when it is one."""
@@ -134,7 +137,7 @@ class Seeds:
     statement: str = field(default="printed", init=False)
 
     def __post_init__(self) -> None:
-        _coerce(self, values=lambda v: tuple(map(float, v)), seeds=lambda v: tuple(map(int, v)))
+        _coerce(self, values=lambda v: tuple(map(float, v)), seeds=lambda v: tuple(map(_whole, v)))
 
     def malformed(self, claim: Claim) -> list[str]:
         """Reasons why this cannot be evidence for the claim."""
@@ -175,6 +178,8 @@ def _not_experiment(evidence: Evidence, claim: Claim) -> list[str]:
 def _wrong_statement(evidence: Cases | Symbolic, claim: Claim) -> list[str]:
     if evidence.statement == "corrected" and not claim.correction:
         return ["the evidence is about a corrected statement, but claims.yaml has no correction"]
+    if evidence.statement == "sharper" and not claim.sharper:
+        return ["the evidence is about a sharper statement, but claims.yaml has none"]
     if evidence.statement == "printed" and claim.correction:
         return ["claims.yaml has a correction, so the printed statement takes a Counterexample only"]
     return []
@@ -219,6 +224,14 @@ def _rational(value: Any) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, numbers.Rational):
         raise OptionError(f"{value!r} is no rational number: exact=True compares ints and fractions without rounding")
     return Fraction(int(value.numerator), int(value.denominator))
+
+
+def _whole(value: Any) -> int:
+    """A whole number as an int: no truth value, no text, nothing between two numbers."""
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
+        raise OptionError(f"{value!r} is no whole number")
+    return int(number)
 
 
 def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:

@@ -19,16 +19,21 @@ from resid.ledger.store import Entry, Record, read_records
 VERDICTS = (
     "proved symbolically",
     "verified numerically",
+    "sharpened",
     "corrected",
     "refuted (counterexample)",
+    "fails as we read it",
     "reproduced",
     "held",
     "consistent",
     "inconclusive",
     "not reproduced",
     "did not hold",
+    "incomplete",
     "not run",
 )
+#: Verdicts beside which no word may stand that says or seems to say that the claim holds.
+UNSETTLED = ("fails as we read it", "inconclusive", "not reproduced", "did not hold", "incomplete", "not run")
 #: What is said instead of claims that no paper makes.
 _OF_OURS = {"reproduced": "held", "not reproduced": "did not hold"}
 #: Confidence of the interval for the mean over seeds.
@@ -37,16 +42,34 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, its verdict (one of `VERDICTS`), what that rests on, the record files, how this build's smoke run went.
+    """A claim, its verdict (one of `VERDICTS`), what that rests on, the record files, how this build's quick run went.
 
-    smoke: "passed", "failed" or "" where no smoke run tested the claim.
+    quick: "right", "wrong" or "" where no quick run came to the claim. What that amounts to is told by `quick_check`.
     """
 
     claim: Claim
     verdict: str
     detail: str
     records: tuple[str, ...]
-    smoke: str
+    quick: str
+
+    @property
+    def quick_check(self) -> str:
+        """What the quick run of this build says, in words; "" without one.
+
+        A theorem or an identity was tested on fewer cases, by the same limit. Of an experiment a small network was
+        trained for seconds: that tries the wiring and says nothing of the claim. Nor is a claim that has no verdict
+        said to hold because it was tried.
+        """
+        if self.quick != "right":
+            return "**failed in this build**" if self.quick else ""
+        if self.claim.kind == "experiment" or self.verdict in UNSETTLED:
+            return "quick check ran: wiring right"
+        if self.verdict == "corrected":
+            return "tested again: false as printed, the correction holds"
+        if self.verdict == "refuted (counterexample)":
+            return "tested again: false as printed"
+        return "tested again: holds"
 
     @property
     def label(self) -> str:
@@ -72,8 +95,8 @@ def verdicts(
 
     Args:
         full: records of full runs, or their folder; default `results_folder()`.
-        smoke: records of smoke runs, or their folder; default none. They never change a verdict; they fill the column
-            that says whether the claim held again in this build.
+        smoke: records of smoke runs, or their folder; default none. They never change a verdict; they say how the quick
+            run of this build went.
 
     Returns:
         Claim id -> `Verdict`, in the order of claims.yaml.
@@ -116,6 +139,9 @@ def _unsound(record: Record, entry: Entry, claim: Claim) -> list[str]:
     found = entry.evidence.malformed(claim)
     if record.info["chapter"] != claim.chapter:
         found.append(f"the claim belongs to {claim.chapter}, the record to {record.info['chapter']}")
+    told = entry.evidence.seeds if isinstance(entry.evidence, Seeds) and record.info.get("some_seeds") else ()
+    if strangers := sorted(set(told) - set(record.info["seeds"])):
+        found.append(f"the record is of the seeds {record.info['seeds']}, its evidence of {strangers}")
     changed = [name for name, value in claim.terms.items() if entry.terms[name] != value]
     found += [
         f"{name} was {entry.terms[name]} when it was run and is {claim.terms[name]} now: run it again"
@@ -133,12 +159,16 @@ def _judge(claim: Claim, full: list[tuple[Record, Entry]], smoke: list[tuple[Rec
     if claim.kind != "experiment" and len(names) > 1:
         raise LedgerError(f"{claim.id}: recorded in {' and '.join(names)}; one record must have all its evidence")
     verdict, detail = _experiment(claim, full) if claim.kind == "experiment" else _theorem(claim, full)
+    if claim.status == "our reading" and verdict == "not reproduced":
+        verdict = "fails as we read it"
     if claim.paper == BEYOND:
         verdict = _OF_OURS.get(verdict, verdict)
     if any(record.info["dirty"] is not False or record.info["commit"] is None for record, _ in full):
         detail += "; the code of the run is not known to be committed"
-    held = "" if not smoke else "passed" if all(entry.passed for _, entry in smoke) else "failed"
-    return Verdict(claim, verdict, detail, names, held)
+    if any(entry.words and entry.words != claim.words for _, entry in full):
+        detail += "; the words of the claim or of its test were changed after the run"
+    quick = "" if not smoke else "right" if all(entry.passed for _, entry in smoke) else "wrong"
+    return Verdict(claim, verdict, detail, names, quick)
 
 
 def _theorem(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, str]:
@@ -146,14 +176,21 @@ def _theorem(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, str]:
     against = [e for e in evidence if isinstance(e, Counterexample)]
     for_printed = [e for e in evidence if e.statement == "printed" and not isinstance(e, Counterexample)]
     for_corrected = [e for e in evidence if e.statement == "corrected"]
+    for_sharper = [e for e in evidence if e.statement == "sharper"]
     if against and for_printed:
         raise LedgerError(f"{claim.id}: the record both refutes the printed statement and verifies it")
     if against:
         first = against[0]
         shown = f"{first.what}: {float(first.lhs):.4g} {first.relation} {float(first.rhs):.4g} is false"
         if for_corrected:
-            return "corrected", f"{shown}; the correction: {_support(for_corrected)}"
+            shown += f"; the correction: {_support(for_corrected)}"
+        if claim.status == "our reading":
+            return "fails as we read it", shown
+        if for_corrected:
+            return "corrected", shown
         return "refuted (counterexample)", shown
+    if for_sharper:
+        return "sharpened", f"what more holds: {_support(for_sharper)}"
     support = for_printed or for_corrected
     if not support:
         return "not run", ""
@@ -196,21 +233,30 @@ def _experiment(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, st
             raise LedgerError(f"{claim.id}: records of the different {name} {' | '.join(sorted(told))}")
     if not values:
         return "not run", ""
-    counted = sorted(values)[: claim.seeds]  # no more than were fixed beforehand, and those of the lowest numbers
+    counted = [seed for seed in claim.fixed_seeds if seed in values]
+    if not counted:
+        return "incomplete", f"no record of the seeds {_listed(claim.fixed_seeds)}, only of others"
     verdict, detail = judge_experiment(claim, [values[seed] for seed in counted])
-    if missing := sorted(set(range(counted[0], counted[-1])) - set(counted)):
-        detail += f"; no record of seed {', '.join(map(str, missing))}"
+    if len(counted) < claim.seeds:
+        detail += f"; no record of seed {_listed(seed for seed in claim.fixed_seeds if seed not in values)}"
     left = len(values) - len(counted)
     return verdict, f"{detail}; {left} further seeds not counted" if left else detail
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def judge_experiment(claim: Claim, values: list[float]) -> tuple[str, str]:
     """The verdict on one measured number per seed against the claim's target, sense and margin.
 
-    With the number of seeds fixed beforehand, the 95% interval of the mean decides: inside the accepted range is
-    "reproduced", outside is "not reproduced"; across its edge the mean decides between "consistent" and "inconclusive".
-    With fewer seeds the best is "consistent". One seed has no interval: within the range it is "consistent", farther
-    than twice the margin from the target "not reproduced", between the two "inconclusive".
+    With fewer seeds than were fixed beforehand there is none: "incomplete", and the numbers so far. With all of them
+    the 95% interval of the mean decides: inside the accepted range is "reproduced", outside is "not reproduced". Across
+    an edge of the range is "inconclusive" on whichever side the mean lies, for a mean without an effect lies on either
+    side equally often; the size of an effect that would have been seen is told. Only where the paper prints the number
+    itself, a mean within the margin is "consistent". Where one run was fixed there is no interval: within the margin of
+    a printed number it is "consistent", and it is so for a one-sided claim where it is beyond the target by more than
+    the margin; against the claim by more than the margin (twice the margin from a number) it is "not reproduced".
     """
     if claim.target is None:
         raise LedgerError(f"{claim.id}: claims.yaml gives the experiment no target")
@@ -219,18 +265,35 @@ def judge_experiment(claim: Claim, values: list[float]) -> tuple[str, str]:
         "at-least": (claim.target - claim.margin, math.inf),
         "at-most": (-math.inf, claim.target + claim.margin),
     }[claim.sense]
-    if not all(map(math.isfinite, values)):
-        return "not reproduced", "a run did not end in a finite value"
-    n, mean = len(values), float(np.mean(values))
+    n, finite = len(values), all(map(math.isfinite, values))
+    mean = float(np.mean(values))
     half = 0.0
-    if n > 1:
+    if n > 1 and finite:
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
     detail = f"{mean:.4g} +- {half:.2g} (95%, {n} seeds)" if n > 1 else f"{mean:.4g} (1 seed)"
-    inside = low <= mean <= high
-    if n == 1 and (mean < low - claim.margin or mean > high + claim.margin):
+    if n < claim.seeds:
+        return (
+            "incomplete",
+            f"{n} of {claim.seeds} seeds, so far {detail.partition(' (')[0] if finite else 'not finite'}",
+        )
+    if not finite:
+        return "not reproduced", "a run did not end in a finite value"
+    if n == 1:
+        return _single(claim, mean), detail
+    if mean + half < low or mean - half > high:
         return "not reproduced", detail
-    if n > 1 and (mean + half < low or mean - half > high):
-        return "not reproduced", detail
-    if n >= claim.seeds and n > 1 and low <= mean - half and mean + half <= high:
+    if low <= mean - half and mean + half <= high:
         return "reproduced", detail
-    return ("consistent" if inside else "inconclusive"), detail
+    if claim.printed is not None and claim.sense == "equal" and low <= mean <= high:
+        return "consistent", detail
+    return "inconclusive", f"{detail}; an effect of {2 * half:.2g} would have been seen"
+
+
+def _single(claim: Claim, value: float) -> str:
+    """The verdict on the value of a single run, where no more were fixed."""
+    assert claim.target is not None
+    if claim.sense == "equal":
+        off = abs(value - claim.target)
+        return "consistent" if off <= claim.margin else "not reproduced" if off > 2 * claim.margin else "inconclusive"
+    beyond = (value - claim.target) * (1 if claim.sense == "at-least" else -1)
+    return "consistent" if beyond > claim.margin else "not reproduced" if beyond < -claim.margin else "inconclusive"

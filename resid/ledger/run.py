@@ -20,7 +20,7 @@ import torch
 from resid.errors import OptionError
 from resid.ledger.catalog import get_claim
 from resid.ledger.errors import ClaimFailed, LedgerError
-from resid.ledger.evidence import Evidence, to_json
+from resid.ledger.evidence import KINDS, Evidence, to_json
 from resid.ledger.store import name_of, write_record
 
 MODES = ("smoke", "full")
@@ -107,10 +107,13 @@ class Run:
 
         Raises:
             ClaimFailed: it failed; the record has been written first.
+            OptionError: `measured` is no evidence.
             UnknownClaimError, LedgerError: no such claim; a claim of another chapter; a closed run; evidence that
                 cannot be about this claim, or that has been recorded before.
         """
         claim = get_claim(claim_id)
+        if not isinstance(measured, tuple(KINDS.values())):
+            raise OptionError(f"measured = {measured!r}: Cases, Symbolic, Counterexample or Seeds is needed")
         if self._content["finished"]:
             raise LedgerError(f"{claim_id}: the run is finished; start another")
         if self._content["chapter"] not in ("", claim.chapter):
@@ -123,6 +126,7 @@ class Run:
         entry = {
             "claim": claim_id,
             "terms": claim.terms,
+            "words": claim.words,
             "passed": not problems,
             "problems": problems,
             "evidence": to_json(measured),

@@ -20,13 +20,17 @@ from resid.ledger.evidence import Evidence, from_json
 
 @dataclass(frozen=True)
 class Entry:
-    """One piece of evidence in a record, with the claim's terms and the judgement at the time of the run."""
+    """One piece of evidence in a record, with the claim's terms, its words and the judgement at the time of the run.
+
+    words: statement and test, empty in records that are older than this field.
+    """
 
     claim: str
     terms: dict[str, Any]
     evidence: Evidence
     passed: bool
     problems: tuple[str, ...]
+    words: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def read_record(path: Path) -> Record:
     """
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise RecordError(f"{path}: cannot be read as a record: {error}") from error
     _validate(path, content)
     claimed = content.pop("sha256")
@@ -105,7 +109,7 @@ def read_record(path: Path) -> Record:
     if path.name != name:
         raise RecordError(f"{path}: a record of this run is called {name}; a copy beside it would count twice")
     entries = tuple(
-        Entry(e["claim"], e["terms"], from_json(e["evidence"]), e["passed"], tuple(e["problems"]))
+        Entry(e["claim"], e["terms"], from_json(e["evidence"]), e["passed"], tuple(e["problems"]), e.get("words", {}))
         for e in content.pop("evidence")
     )
     return Record(path, content, entries)
