@@ -179,6 +179,14 @@ MUTATIONS = (
         *SHORTCUT,
     ),
     Mutation(
+        "balance with the matrix itself left in",
+        "resid/theory/shortcut.py",
+        "    share = torch.arange(depth, dtype=sizes.dtype, device=sizes.device) * (2 / depth)",
+        "    share = torch.arange(1, depth + 1, dtype=sizes.dtype, device=sizes.device) * (2 / depth)",
+        "tests/theory/test_shortcut.py",
+        "linear/dynamics",
+    ),
+    Mutation(
         "labels turned the wrong way",
         "resid/theory/shortcut.py",
         "    return torch.stack(products), products[-1].mT",

@@ -12,6 +12,7 @@ from resid.errors import CovarianceError, DepthError, NotFiniteError, OptionErro
 from resid.lab.data import load_whitened
 from resid.theory.shortcut import (
     ShortcutNetwork,
+    balanced_hessian_spectrum,
     condition_number,
     condition_number_limit,
     hessian_at_zero,
@@ -334,6 +335,34 @@ def test_hessian_at_an_optimum_has_rank_at_most_d_squared():
     assert float(values[:-9].abs().max()) < 1e-12
     assert hessian_index(values) == 0
     assert condition_number(values) == condition_number_limit(72)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_balanced_minimiser_has_the_spectrum_of_the_formula(d, depth):
+    """Against second derivatives of the definition, for diagonal matrices turned by random bases; one map is singular."""
+    gen = generator(10 * d + depth)
+    for singular in (False, True):
+        s = normal(gen, d).exp()
+        s[-1] *= not singular
+        bases = torch.linalg.qr(normal(gen, depth + 1, d, d))[0]
+        W = bases[1:] @ torch.diag(s ** (1 / depth)) @ bases[:-1].mT
+        R = bases[-1] @ torch.diag(s) @ bases[0].mT
+        X = d**0.5 * torch.eye(d, dtype=F64)
+        values = hessian_eigenvalues(hessian_twin(W[:, None], X, X @ R.mT, "linear", "mid", False))
+        expected = sorted(
+            sum(float(a) ** (2 * (depth - i) / depth) * float(b) ** (2 * (i - 1) / depth) for i in range(1, depth + 1))
+            for a in s
+            for b in s
+        )
+        found = balanced_hessian_spectrum(R, depth)
+        np.testing.assert_allclose(found, expected, atol=1e-6 * expected[-1])  # the root of a singular value's rounding
+        np.testing.assert_allclose(values[-d * d :], expected, atol=1e-12 * expected[-1])
+        assert depth == 1 or float(values[: -d * d].abs().max()) <= 1e-12 * expected[-1]
+        if not singular:
+            np.testing.assert_allclose(found, expected, rtol=1e-10)
+            ratio = (float(s.max()) / float(s.min())) ** (2 * (depth - 1) / depth)
+            assert condition_number(found) == pytest.approx(ratio, rel=1e-9)
 
 
 # ------------------------------------------------------------------------------------------- numbers of the spectrum
