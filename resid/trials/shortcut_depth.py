@@ -492,4 +492,4 @@ def orthogonal_identity(n: int, generator: Generator, steps: int = 200) -> Ortho
         end = torch.linalg.multi_dot([*W.flip(0)])
         products.append(_relative(U[-1] @ network.linear_map(V[:, None]), end))
     what = f"spectra, and products after {steps} steps; d = 2 and 3, depth 2 to 5"
-    return OrthogonalTrial(Cases(n, worst_of([*spectra, *products]), what, statement="corrected"), worst_of(products))
+    return OrthogonalTrial(Cases(n, worst_of([*spectra, *products]), what, statement="sharper"), worst_of(products))
