@@ -78,7 +78,8 @@ def test_bound_ratios_separate_right_from_wrong():
     assert np.all(ratios["corrected"] <= ratios["product form"] * (1 + 1e-12))
     assert (ratios["printed"] > 1).sum() > 3
     assert (ratios["exponent right, sigma_min squared"] > 1).sum() > 1
-    assert ratios["corrected"].max() > 0.9  # some come near
+    for d in range(1, 6):  # some come near, in every dimension
+        assert ratios["corrected"][d - 1 :: 5].max() > 0.95
 
 
 def test_tight_curves_are_attained_and_ordered():
@@ -111,6 +112,7 @@ def test_remaining_trials_of_the_landscape():
     descent = landscape.descent_in_the_ball(2, generator())
     passes("hardt-ma/remark-descent-converges", descent.decrease)
     assert descent.left_ball == 0
+    assert descent.decrease.worst > 0.999999  # a larger promise would be broken
     passes("hardt-ma/remark-augmentation", landscape.augmented_determinants(24, generator()))
 
 
