@@ -169,20 +169,29 @@ def neuron_matrices(W1: Any, X: Any, Y: Any) -> Tensor:
     return torch.einsum("mr,mi,mj->rij", active, X - Y, X) / len(X)
 
 
-def whitened_condition_bound(largest_share: float) -> float:
-    """(1 + sqrt(p)) / (1 - sqrt(p)): the condition number of a 2-shortcut network at zero is at most this, our own.
+def whitened_condition_bound(shares: Any) -> float:
+    """(1 + s) / (1 - s): the condition number of a linear 2-shortcut network at zero is at most this, our own.
 
-    For whitened inputs and one-hot labels, p the share of the largest class: then the largest singular value of
-    Sigma_YX is at most sqrt(p), and M = I - Sigma_YX.
+    For centred and whitened inputs and one-hot labels; s^2 is the largest eigenvalue of diag(p) - p p^T, the covariance
+    of the labels, with p the shares of the classes. Then s is the most that a singular value of Sigma_YX can be, and
+    M = I - Sigma_YX. Since s^2 <= min(max p, 1/2), the bound is at most 3 + 2 sqrt(2), whatever the shares.
+
+    Args:
+        shares: (K,), at least two of them positive, with the sum 1.
 
     Raises:
-        OptionError: p not in (0, 1).
+        OptionError: other shares. ShapeError, NotFiniteError: no vector of numbers.
 
     Example:
-        >>> round(whitened_condition_bound(0.1), 3)
-        1.925
+        >>> round(whitened_condition_bound([0.9, 0.1]), 3), round(whitened_condition_bound([0.1] * 10), 3)
+        (2.474, 1.925)
     """
-    if isinstance(largest_share, (bool, str)) or not 0 < largest_share < 1:
-        raise OptionError(f"largest_share = {largest_share!r}: a number between 0 and 1 is needed")
-    root = math.sqrt(largest_share)
+    p = as_real("shares", shares).to("cpu", torch.float64)
+    if p.ndim != 1:
+        raise ShapeError(f"shares has shape {tuple(p.shape)}: a vector (K,) is needed")
+    if not bool((p >= 0).all()) or int((p > 0).sum()) < 2 or abs(float(p.sum()) - 1) > 1e-6:
+        raise OptionError(
+            f"shares = {p.tolist()!r}: numbers >= 0 with the sum 1 are needed, at least two of them positive"
+        )
+    root = math.sqrt(float(torch.linalg.eigvalsh(torch.diag(p) - torch.outer(p, p))[-1]))
     return (1 + root) / (1 - root)

@@ -293,13 +293,16 @@ def search_least_norm(R: Tensor, depth: int) -> tuple[float, float]:
 
 
 def determinants_stay_positive(n: int, generator: Generator) -> float:
-    """Least determinant of I + A over random A of norm .999, d = 1..6; half of them reach down to -.999 I."""
+    """Least ratio of det(I + A) to .001^d over random A of norm .999, d = 1..6.
+
+    Every other A is -.999 I but for 1e-3, 1e-5, 1e-7 or 1e-9 times a Gaussian matrix, brought to the norm .999 again.
+    """
     found = []
     for case in range(n):
         d = 1 + case % 6
         A = torch.randn(d, d, generator=generator, dtype=torch.float64)
-        if case % 2:
-            A = -torch.eye(d, dtype=torch.float64) + 0.3 * A
+        if case // 6 % 2:
+            A = -0.999 * torch.eye(d, dtype=torch.float64) + 10.0 ** -(3 + 2 * (case // 12 % 4)) * A
         A = 0.999 * A / torch.linalg.matrix_norm(A, ord=2)
-        found.append(-float(torch.linalg.det(torch.eye(d, dtype=torch.float64) + A)))
+        found.append(-float(torch.linalg.det(torch.eye(d, dtype=torch.float64) + A)) / 0.001**d)
     return -worst_of(found)

@@ -187,6 +187,13 @@ MUTATIONS = (
         "linear/dynamics",
     ),
     Mutation(
+        "class sizes without the root",
+        "resid/theory/shortcut_zero.py",
+        "    return (1 + root) / (1 - root)",
+        "    return (1 + root**2) / (1 - root**2)",
+        *SHORTCUT,
+    ),
+    Mutation(
         "labels turned the wrong way",
         "resid/theory/shortcut.py",
         "    return torch.stack(products), products[-1].mT",

@@ -321,8 +321,49 @@ def test_digits_have_the_recorded_numbers():
     assert least_linear_loss(X, Y) == pytest.approx(0.276599, abs=1e-6)
     other = load_whitened("digits", signs=[-1] + [1] * 9)[0]
     assert condition_number(hessian_spectrum_at_zero(1, moment_difference(other, Y))) != pytest.approx(1.6783, abs=1e-3)
-    largest = float(Y.mean(0).max())
-    assert condition_number(spectrum) <= whitened_condition_bound(largest)
+    assert condition_number(spectrum) <= whitened_condition_bound(Y.mean(0))
+
+
+def labelled(gen, counts, copies):
+    """One-hot labels (m, K), and centred inputs (m, K) of second moment I, as far from chance as the labels allow.
+
+    The inputs are the centred labels, brought to second moment 1 where they vary, turned over in every other direction
+    of an eigenbasis of their covariance, and random where they do not vary.
+    """
+    K = len(counts)
+    Y = torch.eye(K, dtype=F64).repeat_interleave(copies * torch.tensor(counts), 0)
+    centred = Y - Y.mean(0)
+    values, basis = torch.linalg.eigh(centred.mT @ centred / len(Y))
+    signs = (-1.0) ** torch.arange(K, dtype=F64)
+    along = torch.cat([normal(gen, len(Y), 1), (centred @ basis)[:, 1:] * signs[1:]], 1)  # the first one is constant
+    along = along - along.mean(0)
+    along[:, 0] -= along[:, 1:] @ torch.linalg.lstsq(along[:, 1:], along[:, 0]).solution
+    return Y, along / along.square().mean(0).sqrt() @ basis.mT
+
+
+@pytest.mark.parametrize("counts", [(9, 1), (1, 1), (1, 1, 1), (7, 2, 1), (1, 1, 1, 1), (97, 1, 1, 1), (3, 3, 2, 2)])
+def test_class_bound_under_attack(counts):
+    """Inputs made of the labels, and turned in every way: never above; attained by three equal classes."""
+    gen, shares = generator(0), torch.tensor(counts, dtype=F64) / sum(counts)
+    bound, worst = whitened_condition_bound(shares), 0.0
+    spread = torch.diag(shares) - torch.outer(shares, shares)
+    root = float(torch.linalg.eigvalsh(spread)[-1]) ** 0.5
+    assert bound == pytest.approx((1 + root) / (1 - root), rel=1e-12)
+    assert bound <= 3 + 2 * 2**0.5 + 1e-12
+    for case in range(120):
+        Y, X = labelled(gen, counts, 4)
+        if case:
+            skew = (0.01, 0.3, 3.0)[case % 3] * normal(gen, *spread.shape).tril(-1)
+            X = X @ torch.matrix_exp(skew - skew.mT)
+        np.testing.assert_allclose(X.mT @ X / len(X), torch.eye(len(counts)), atol=1e-9)
+        worst = max(worst, condition_number(hessian_spectrum_at_zero(1, moment_difference(X, Y))) / bound)
+    assert worst <= 1 + 1e-9
+    if counts == (1, 1, 1):
+        assert worst > 1 - 1e-9
+    if counts == (9, 1):
+        assert bound == pytest.approx(2.4738, abs=1e-4)
+        aligned = Y / shares.sqrt()  # of second moment I, but not centred: the bound does not hold
+        assert condition_number(hessian_spectrum_at_zero(1, moment_difference(aligned, Y))) > 13
 
 
 def test_hessian_at_an_optimum_has_rank_at_most_d_squared():
@@ -419,7 +460,10 @@ def test_bad_input_is_named():
         (lambda: hessian_at_zero(1, 0, eye), DepthError, "units = 0"),
         (lambda: hessian_eigenvalues(X), ShapeError, "a matrix"),
         (lambda: hessian_eigenvalues([[0.0, 1.0], [2.0, 0.0]]), ShapeError, "not symmetric"),
-        (lambda: whitened_condition_bound(1.0), OptionError, "largest_share = 1.0"),
+        (lambda: whitened_condition_bound([1.0, 0.0]), OptionError, r"shares = \[1.0, 0.0\]"),
+        (lambda: whitened_condition_bound([0.7, 0.2]), OptionError, "sum 1"),
+        (lambda: whitened_condition_bound([1.5, -0.5]), OptionError, "numbers >= 0"),
+        (lambda: whitened_condition_bound(0.1), ShapeError, r"shape \(\)"),
         (lambda: neuron_matrices(eye[:, :3], X, Y), ShapeError, "W1 has shape"),
         (lambda: length_one_growth_bound(3, 0 * eye), OptionError, "M is zero"),
         (lambda: moment_difference(X, Y, "gelu"), OptionError, "activation = 'gelu'"),
