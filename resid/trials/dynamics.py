@@ -162,6 +162,9 @@ def minimisers(n: int, generator: Generator, depth: int = 6, d: int = 3) -> tupl
     Returns:
         Evidence for a rank of at most d^2: the largest further eigenvalue relative to the largest; and the largest and
         the least condition number, on the nonzero eigenvalues, of minimisers of one network, every other case.
+
+    Raises:
+        ArithmeticError: the widest gap between successive eigenvalues is not the one after the first d^2.
     """
     network = ShortcutNetwork(2, depth // 2, d)
     beyond, conditions = [], []
@@ -174,8 +177,12 @@ def minimisers(n: int, generator: Generator, depth: int = 6, d: int = 3) -> tupl
             xx, yx = eye, torch.diag(torch.arange(1.0, d + 1, dtype=torch.float64))
         W = _random_minimiser(network, best_map(xx, yx), generator)
         values = hessian_eigenvalues(network.hessian_from_moments(W, xx, yx)).abs().sort(descending=True).values
-        beyond.append(float(values[d * d] / values[0]))
-        conditions.append(float(values[0] / values[d * d - 1]))
+        steps = values[:-1] / values[1:].clamp_min(1e-14 * values[0])
+        rank = 1 + int(steps.argmax())  # where the spectrum breaks off
+        if rank != d * d:
+            raise ArithmeticError(f"the spectrum breaks off after {rank} eigenvalues, not after d^2 = {d * d}")
+        beyond.append(float(values[rank] / values[0]))
+        conditions.append(float(values[0] / values[rank - 1]))
     about = (
         f"random minimisers of linear 2-shortcut networks, d = {d}, depth {depth}: eigenvalue d^2 + 1 over the first"
     )

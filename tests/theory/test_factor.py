@@ -152,6 +152,14 @@ def test_lower_bound_equals_brute_force(case):
     assert near_identity_lower_bound(R, depth) >= brute - 2e-7
 
 
+def test_lower_bound_looks_at_vectors_that_shrink():
+    """The maximum lies where the slope of the supporting line is positive, as for one Gaussian map in two thousand."""
+    R = matrix([[1.30934, 0.44534, 0.08116], [1.19970, 1.76559, 0.54562], [0.41736, -1.18732, 1.24952]])
+    found = near_identity_lower_bound(R, 25)
+    assert found == pytest.approx(0.04259, abs=5e-6)
+    assert found == pytest.approx(lower_bound_twin(R, 25), rel=1e-6)
+
+
 def test_lower_bound_at_depth_one_is_the_distance_to_the_identity():
     R = torch.eye(4, dtype=F64) + 0.1 * torch.randn(4, 4, generator=generator(0), dtype=F64)
     distance = float(torch.linalg.matrix_norm(R - torch.eye(4, dtype=F64), ord=2))

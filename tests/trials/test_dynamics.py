@@ -117,8 +117,23 @@ def test_minimisers_have_a_hessian_of_rank_d_squared(monkeypatch):
     assert against.lhs - against.rhs > 1  # powers of ten, between minimisers of one network
     real = dynamics.best_map
     monkeypatch.setattr(dynamics, "best_map", lambda *a: 1.01 * real(*a))  # no minimum any more
-    rank, _ = dynamics.minimisers(10, torch.Generator().manual_seed(0))
-    assert rank.unfavourable(claim, "smoke")
+    with pytest.raises(ArithmeticError, match=r"not after d\^2 = 9"):
+        dynamics.minimisers(10, torch.Generator().manual_seed(0))
+
+
+def test_minimisers_look_at_the_first_eigenvalue_that_vanishes(monkeypatch):
+    """One more eigenvalue than the theorem allows, small but above the margin, is seen."""
+    real = dynamics.hessian_eigenvalues
+
+    def with_one_more(H):
+        values = real(H)
+        values[-10] = 2e-10 * values[-1]
+        return values
+
+    monkeypatch.setattr(dynamics, "hessian_eigenvalues", with_one_more)
+    rank, _ = dynamics.minimisers(4, torch.Generator().manual_seed(0))
+    assert rank.worst == pytest.approx(2e-10)
+    assert rank.unfavourable(get_claim("li/section-5.2-minimisers"), "smoke")
 
 
 def test_balanced_minimisers_have_the_spectrum_of_the_formula(monkeypatch):
