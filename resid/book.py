@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from cycler import cycler
+from IPython import get_ipython
 from IPython.core.formatters import format_display_data
 from IPython.display import Markdown, display
 from matplotlib import style
@@ -19,7 +23,9 @@ from resid._slider import COLOURS, Series, SliderFigure, slider
 from resid.errors import OptionError, ResidError
 from resid.ledger import run as ledger_run
 from resid.ledger.catalog import get_claim
-from resid.ledger.evidence import Evidence, describe
+from resid.ledger.errors import LedgerError
+from resid.ledger.evidence import Counterexample, Evidence, describe
+from resid.ledger.judge import Verdict, verdicts
 from resid.ledger.run import device_name, finish_run, start_run, versions
 
 __all__ = [
@@ -71,8 +77,9 @@ def setup(mode: str = "smoke", seed: int = 0) -> None:
         seed: for `random`, NumPy's and torch's global generators.
 
     Raises:
-        OptionError: unknown mode.
+        OptionError: unknown mode, or a parameter that papermill was given and the notebook has not, or of another type.
     """
+    _check_parameters()
     start_run(mode, seeds=(seed,))
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that use the global generator
@@ -82,13 +89,53 @@ def setup(mode: str = "smoke", seed: int = 0) -> None:
     print(f"mode {mode}, seed {seed}, device {device_name()}, {torch.get_num_threads()} threads\n{found}")
 
 
+def _check_parameters() -> None:
+    """Refuse what papermill put into the notebook, where its cell of parameters has no such name, or another type.
+
+    papermill itself only warns of a name that it does not know, runs the notebook without it and ends with 0.
+    """
+    shell = get_ipython()
+    if shell is None:  # a script, to which nobody gave parameters
+        return
+    known = shell.user_ns.get("__annotations__", {})
+    for cell in shell.user_ns["In"]:
+        if not cell.startswith("# Parameters\n"):
+            continue
+        for node in ast.parse(cell).body:
+            names = [target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)]
+            for name in names:
+                if name not in known:
+                    near = difflib.get_close_matches(name.upper(), known, 1, 0.5)
+                    hint = f": is {near[0]} meant?" if near else f": there are {', '.join(known)}"
+                    raise OptionError(f"{name} is no parameter of this notebook{hint}")
+                value, wanted = shell.user_ns[name], known[name]
+                if wanted is float and type(value) is int:
+                    continue
+                if type(value) is not wanted:
+                    raise OptionError(
+                        f"{name} = {value!r}: {wanted.__name__} is needed, this is {type(value).__name__}"
+                    )
+
+
 def finish() -> None:
-    """End a chapter: close the record and show which claims it tested and how each went."""
+    """End a chapter: close the record, and show each claim's verdict and, apart from it, what this run did."""
+    mode, right = ledger_run.open_mode(), finish_run()
+    known = _judged()
     rows = []
-    for claim_id, passed in finish_run().items():
-        claim = get_claim(claim_id)
-        rows.append((claim_id, claim.where, "passed" if passed else "**failed**"))
-    table(("claim", "where", "this run"), rows)
+    for claim_id, passed in right.items():
+        quick = replace(known[claim_id], quick="right" if passed else "wrong")
+        run = quick.quick_check if mode == "smoke" else "recorded"
+        rows.append((f"`{claim_id}`", quick.claim.where, quick.label, run))
+    table(("claim", "where", "verdict of the record", "this run"), rows)
+
+
+def _judged() -> dict[str, Verdict]:
+    """The verdicts of the records; "not run" where they are void, which the scoreboard and the tests do not forgive."""
+    try:
+        return verdicts()
+    except LedgerError as error:
+        print(f"no verdict: {error}")
+        return verdicts(())
 
 
 def check(what: str, value: Any, *, at_most: float | None = None, at_least: float | None = None) -> None:
@@ -118,12 +165,21 @@ def check(what: str, value: Any, *, at_most: float | None = None, at_least: floa
 def record(claim_id: str, measured: Evidence, strict: bool | None = None) -> None:
     """Record evidence for a claim in the open run (see `resid.ledger.run.record`) and print what it says.
 
+    A quick run of an experiment is called what it is, a check of the wiring: it says nothing about the claim.
+
     Raises:
         ClaimFailed: the evidence fails the claim by the margin fixed in claims.yaml.
     """
     held = ledger_run.record(claim_id, measured, strict)
-    about = " (corrected)" if measured.statement == "corrected" else ""
-    print(f"{'ok  ' if held else 'NOT '} {claim_id}{about}: {describe(measured, get_claim(claim_id))}")
+    claim = get_claim(claim_id)
+    about = claim_id if measured.statement == "printed" else f"{claim_id} ({measured.statement})"
+    if not held:
+        about = f"NOT  {about}"
+    elif claim.kind != "experiment" and not isinstance(measured, Counterexample):
+        about = f"ok   {about}"
+    elif claim.kind == "experiment":
+        about = f"{'quick check of' if ledger_run.open_mode() == 'smoke' else 'recorded'} {about}"
+    print(f"{about}: {describe(measured, claim)}")
 
 
 def glue(name: str, value: Any) -> None:

@@ -3,7 +3,8 @@
 #
 #   RESID_IMAGENET=/data/imagenet scripts/imagenet-node.sh [recipe [options of resid-train ...]]
 #
-# CARDS: processes, default one for each GPU. RUN: folder of the run, default runs/RECIPE.
+# CARDS: processes, default one for each GPU. RUN: folder of the run, default where the chapters look for it, see
+# RESID_RUNS.
 set -euo pipefail
 
 recipe=${1:-imagenet-paper}
@@ -11,5 +12,5 @@ shift || true
 : "${RESID_IMAGENET:?must name the folder with train and val}"
 cards=${CARDS:-$(nvidia-smi --list-gpus | wc -l)}
 
-exec resid-train "$recipe" --run-dir "${RUN:-runs/$recipe}" --nproc "$cards" --retries 5 \
+exec resid-train "$recipe" ${RUN:+--run-dir "$RUN"} --nproc "$cards" --retries 5 \
   --save-every 1000 --background-saves "$@"

@@ -33,7 +33,7 @@ STEPS: dict[str, list[list[str]]] = {
     "test": [["make", "--no-print-directory", "test"]],
     "book": [[PYTHON, "-m", "tools.site", "--all"]],
     "outputs": [[PYTHON, "-m", "tools.lint_notebooks"]],
-    "links": [[PYTHON, "-m", "tools.links"]],
+    "links": [[PYTHON, "-m", "tools.links"], [PYTHON, "-m", "tools.shown"]],
     "twin": [[PYTHON, "-m", "tools.twin"]],
     "browser": [[PYTHON, "-m", "tools.browser"]],
     "teeth": [[PYTHON, "-m", "tests.teeth", "--minutes", "8"]],

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from resid.lab.cost import count_flops
-from resid.lab.experiment import finished_runs
+from resid.lab.experiment import finished_runs, runs_folder
 from resid.lab.paper_recipes import FOR_CLAIM, IMAGENET_IMAGES
 from resid.lab.ranks import usable_cpus
 from resid.lab.recipes import Recipe
@@ -225,9 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def todo() -> list[Piece]:
         return plan(on_record(read_records(RESULTS)), given.compute, given.parts)
 
-    # where notebooks look for runs is where they are run
-    runs = os.environ.get("RESID_RUNS") or ROOT / "book" / "experiments" / "resid-runs"
-    os.environ["RESID_RUNS"] = str(Path(runs).resolve())
+    os.environ["RESID_RUNS"] = str(runs_folder().resolve())  # notebooks have working directories of their own
     if given.list:
         print(table(todo()))
         return 0

@@ -8,8 +8,6 @@ metadata say `"resid": {"reads": "records"}` run last and depend on the records 
 from __future__ import annotations
 
 import argparse
-import ast
-import functools
 import hashlib
 import json
 import os
@@ -18,13 +16,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import yaml
 
+from resid._closure import imported_files
 from tools.paths import EXECUTED, RECORDS, ROOT
 
 TIMEOUT = 900
@@ -59,39 +58,7 @@ def code(path: Path) -> str:
 
 def dependencies(source: str) -> set[Path]:
     """The files of `resid` that running `source` imports, followed through the package."""
-    found: set[Path] = set()
-    todo = set(_imported(source))
-    while todo:
-        for path in _files(todo.pop()):
-            if path not in found:
-                found.add(path)
-                todo |= _imports_of(path)
-    return found
-
-
-def _imported(source: str) -> Iterable[str]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names if a.name.split(".")[0] == "resid")
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "resid":
-            assert node.module is not None
-            yield node.module
-            yield from (f"{node.module}.{a.name}" for a in node.names)  # the name may be a module
-
-
-@functools.cache
-def _imports_of(path: Path) -> frozenset[str]:
-    return frozenset(_imported(path.read_text("utf-8")))
-
-
-def _files(name: str) -> list[Path]:
-    """The file of a dotted name and the `__init__.py` of each package above it."""
-    parts = name.split(".")
-    found = []
-    for length in range(1, len(parts) + 1):
-        base = ROOT.joinpath(*parts[:length])
-        found += [p for p in (base / "__init__.py", base.with_suffix(".py")) if p.exists()]
-    return found
+    return imported_files(source, ROOT)
 
 
 def fingerprint(path: Path) -> str:
@@ -101,6 +68,9 @@ def fingerprint(path: Path) -> str:
     files |= {p for p in (ROOT / "resid").rglob("*") if p.suffix in (".yaml", ".json", ".npz", ".csv")}
     if reads_records(path) or VERDICTS.search(source):
         files |= set((ROOT / "results").glob("*.json"))
+    elif "finish(" in source:  # which shows the verdicts on the chapter's own claims
+        name = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("book/").replace("/", "-")
+        files |= set((ROOT / "results").glob(f"{name}.*.json"))
     if reads_records(path):
         files |= set(RECORDS.glob("*.json"))
         files |= set((ROOT / "benchmarks").rglob("*.json"))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from resid.errors import InterruptedRunError, ResidError
+from resid.lab.experiment import run_folder
 from resid.lab.launch import LaunchError, launch
 from resid.lab.paper_recipes import RECIPES
 from resid.lab.ranks import under_torchrun
@@ -77,7 +78,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("recipe", nargs="?", help="name of a recipe, or a .json file, or JSON")
     parser.add_argument("--list", action="store_true", help="show the names of the recipes, and end")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the recipe")
-    parser.add_argument("--run-dir", type=Path, help="folder of the run; default runs/NAME-HASH")
+    parser.add_argument("--run-dir", type=Path, help="folder of the run; default where the chapters look for it")
+    parser.add_argument("--where", action="store_true", help="print the folder of the run, and end")
     parser.add_argument("--nproc", type=int, help="start so many processes, by torchrun, and try again when one dies")
     parser.add_argument("--retries", type=int, default=2, help="tries after the first, with --nproc")
     parser.add_argument("--device", help="cpu or cuda; default a GPU if there is one")
@@ -106,7 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name, recipe = read_recipe(given.recipe)
         recipe = recipe.with_settings(given.set)
-        result = _train(given, given.run_dir or Path("runs") / f"{name}-{recipe.hash[:8]}", recipe)
+        place = given.run_dir or run_folder(name, recipe)
+        if given.where:
+            print(place)
+            return 0
+        result = _train(given, place, recipe)
     except LaunchError as error:
         print(f"resid-train: {error}", file=sys.stderr)
         return FAILED

@@ -41,8 +41,15 @@ class UnfinishedError(ResidError):
 
 
 def runs_folder() -> Path:
-    """Where runs lie: `RESID_RUNS`, else `resid-runs` in the working directory."""
-    return Path(os.environ.get("RESID_RUNS") or "resid-runs")
+    """Where runs lie, whoever trains them: `RESID_RUNS`, else `resid-runs`.
+
+    In a checkout that is book/experiments/resid-runs, where the chapters are run; elsewhere it lies in the working
+    directory.
+    """
+    if wish := os.environ.get("RESID_RUNS"):
+        return Path(wish)
+    chapters = Path(__file__).resolve().parents[2] / "book" / "experiments"
+    return chapters / "resid-runs" if chapters.is_dir() else Path("resid-runs")
 
 
 def run_folder(name: str, recipe: Recipe, folder: str | Path | None = None) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from resid._closure import code_hash
 from resid.errors import OptionError
 
 __all__ = ["Journal", "cache_folder"]
@@ -29,11 +30,13 @@ def cache_folder() -> Path:
 class Journal:
     """Keeps the results of named pieces of work on disk, so that an interrupted run goes on where it stopped.
 
-    A piece is known by its key and by a hash of the source files it depends on, of the versions of torch and Python and
-    of the kind of device: change any of them and it is computed anew. Files are written whole or not at all.
+    A piece is known by its key and by a hash of the code it depends on, of the versions of torch and Python and of the
+    kind of device: change any of them and it is computed anew. Files are written whole or not at all, and one that was
+    damaged is not read: it carries a checksum.
 
     Args:
-        name: folder below `cache_folder`. sources: modules, or paths of files, whose text matters.
+        name: folder below `cache_folder`.
+        sources: modules, or paths of files, whose code matters, with all of this package that they import.
         folder: instead of `cache_folder`; None keeps pieces in memory only. say: called with a line for each piece.
 
     Example:
@@ -53,10 +56,8 @@ class Journal:
         base = cache_folder() if folder == "default" else folder
         self.folder = None if base is None else Path(base) / name
         self.say = say
-        digest = hashlib.sha256(f"{sys.version_info[:2]} {torch.__version__} {platform.machine()}".encode())
-        for source in sources:
-            digest.update(Path(getattr(source, "__file__", source)).read_bytes())
-        self._code = digest.hexdigest()
+        where = f"{sys.version_info[:2]} {torch.__version__} {platform.machine()}"
+        self._code = f"{where} {code_hash(Path(getattr(source, '__file__', source)) for source in sources)}"
         self._memory: dict[str, dict[str, np.ndarray]] = {}
         self.reused = self.computed = 0
 
@@ -76,11 +77,9 @@ class Journal:
             return self._memory[text]
         path = self._path(text)
         if path is not None and path.exists():
-            try:
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                    found = {name: stored[name] for name in stored.files}
-            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-                path.unlink()  # half a file: as if there were none
+            found = _read(path)
+            if found is None:
+                path.unlink()  # half a file, or one in which a bit is another: as if there were none
             else:
                 self.reused += 1
                 self._memory[text] = found
@@ -92,9 +91,10 @@ class Journal:
             self.say(text)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            content = io.BytesIO()
+            np.savez(content, allow_pickle=False, **result)
             partial = path.with_suffix(f".{os.getpid()}.tmp")
-            with partial.open("wb") as target:
-                np.savez(target, allow_pickle=False, **result)
+            partial.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
             partial.replace(path)
         return result
 
@@ -108,3 +108,15 @@ class Journal:
         if self.folder is None:
             return None
         return self.folder / f"{hashlib.sha256((self._code + text).encode()).hexdigest()[:32]}.npz"
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a file: a SHA-256 of 32 bytes and what it is of, an archive of NumPy. None if it is not whole."""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(stored[32:]).digest() != stored[:32]:
+        return None
+    with np.load(io.BytesIO(stored[32:]), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}

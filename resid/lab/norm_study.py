@@ -44,26 +44,8 @@ __all__ = [
     "follow_transitions",
 ]
 
-#: The code that decides what a training comes out as, for the `Journal` of a study.
-SOURCES = tuple(
-    Path(__file__).parents[1] / name
-    for name in (
-        "lab/norm_study.py",
-        "lab/three_layers.py",
-        "lab/images.py",
-        "lab/batches.py",
-        "lab/data.py",
-        "lab/official.py",
-        "nets/_evaluating.py",
-        "nets/preact.py",
-        "nets/procrustes.py",
-        "theory/procrustes.py",
-        "theory/polar.py",
-        "theory/_conv_geometry.py",
-        "theory/_check.py",
-        "theory/_float32.py",
-    )
-)
+#: The code that decides what a training comes out as, for the `Journal` of a study, which follows its imports.
+SOURCES = (Path(__file__),)
 
 #: A network whose gradient vanishes is drawn again with its seed increased by this, so many times at most.
 _NEXT_SEED, _DRAWS = 1000, 5

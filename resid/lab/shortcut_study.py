@@ -30,22 +30,7 @@ from resid.theory.shortcut import (
 __all__ = ["KINDS", "SOURCES", "Study", "make_network", "make_weights"]
 
 #: The code that decides what a piece of a `Study` comes out as, for its `Journal`.
-SOURCES = tuple(
-    Path(__file__).parents[1] / name
-    for name in (
-        "lab/shortcut_study.py",
-        "lab/descent.py",
-        "lab/_native.py",
-        "lab/_relu_descent.cpp",
-        "lab/data.py",
-        "lab/embedded/mnist_whitened.npz",
-        "theory/shortcut.py",
-        "theory/hessian.py",
-        "theory/_shortcut_linear.py",
-        "theory/_shortcut_hessian.py",
-        "theory/_activation.py",
-    )
-)
+SOURCES = (Path(__file__),)
 
 KINDS = ("xavier", "orthogonal", "1-shortcut", "2-shortcut", "3-shortcut", "4-shortcut")
 

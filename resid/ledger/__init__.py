@@ -10,7 +10,7 @@ from resid.ledger.evidence import Cases, Counterexample, Evidence, Seeds, Symbol
 from resid.ledger.judge import UNSETTLED, VERDICTS, Verdict, results_folder, verdicts
 from resid.ledger.run import Run, finish_run, record, records_folder, start_run
 from resid.ledger.store import Record, read_record, read_records
-from resid.ledger.tables import scoreboard, summary, tested_again
+from resid.ledger.tables import retest_summary, scoreboard, summary
 
 __all__ = [
     "UNSETTLED",
@@ -37,9 +37,9 @@ __all__ = [
     "record",
     "records_folder",
     "results_folder",
+    "retest_summary",
     "scoreboard",
     "start_run",
     "summary",
-    "tested_again",
     "verdicts",
 ]

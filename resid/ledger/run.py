@@ -209,6 +209,15 @@ def record(claim_id: str, measured: Evidence, strict: bool | None = None) -> boo
     return _open_run().record(claim_id, measured, strict)
 
 
+def open_mode() -> str:
+    """The mode of the open run.
+
+    Raises:
+        LedgerError: no run is open.
+    """
+    return _open_run().mode
+
+
 def finish_run() -> dict[str, bool]:
     """`Run.finish` of the open run, which is then no longer open."""
     global _current

@@ -64,7 +64,7 @@ def accepted(claim: Claim) -> str:
     return f"Accepted: {number[claim.sense]}, over {told}"
 
 
-def tested_again(found: Mapping[str, Verdict]) -> str:
+def retest_summary(found: Mapping[str, Verdict]) -> str:
     """A sentence on what the quick runs beside a page tested, and what they did not.
 
     Args:

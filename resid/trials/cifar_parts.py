@@ -24,6 +24,7 @@ from resid.ledger import (
     verdicts,
 )
 from resid.ledger.evidence import Evidence
+from resid.ledger.tables import accepted
 from resid.theory._check import check_option
 from resid.trials.cifar import REMARKS, evidence, recipes_of
 from resid.trials.cifar_counts import counted
@@ -201,14 +202,19 @@ def seeds_of(claim_id: str, count: int = 0, first: int = 0) -> tuple[int, ...]:
     return tuple(range(first, first + (count or get_claim(claim_id).seeds)))
 
 
-def paper_and_ours(chapter: str, found: Mapping[str, Verdict] | None = None) -> list[tuple[str, str, str, str]]:
-    """Rows (where, printed, verdict, ours) of a chapter's experiments that have a verdict from recorded full runs."""
+def paper_and_ours(chapter: str, found: Mapping[str, Verdict] | None = None) -> list[tuple[str, str, str, str, str]]:
+    """Rows (where, claim, accepted, verdict, ours) of a chapter's experiments that recorded full runs say something of.
+
+    Args:
+        chapter: "experiments/procresnet_cifar", say. found: verdicts; default those of the recorded full runs.
+    """
     rows = []
     for verdict in (verdicts() if found is None else found).values():
         claim = verdict.claim
         if claim.chapter == chapter and claim.kind == "experiment" and verdict.verdict != "not run":
-            printed = "" if claim.printed is None else f"{claim.printed:g} {claim.unit}"
-            rows.append((claim.where, printed, verdict.verdict, verdict.detail))
+            printed = "" if claim.printed is None else f" Printed: {claim.printed:g} {claim.unit}."
+            told = accepted(claim).removeprefix("Accepted: ")
+            rows.append((claim.where, claim.statement + printed, told, verdict.verdict, verdict.detail))
     return rows
 
 

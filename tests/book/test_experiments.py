@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import time
 
+import nbformat
 import pytest
 
 from resid.lab.cost import Flops
@@ -276,3 +278,15 @@ def test_sizes_that_the_tool_assumes():
     assert {recipe.dataset for name, recipe in RECIPES.items() if not recipe.streamed and "digits" not in name} == {
         "cifar10", "cifar100",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("chapter", sorted(PARTS))
+def test_a_chapter_knows_every_parameter_that_it_is_given(chapter):
+    """papermill only warns of one that it does not know, and runs without it."""
+    cells = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4).cells
+    (cell,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ()))
+    known = set(re.findall(r"^(\w+): \w+ =", cell, re.MULTILINE))
+    for part in PARTS[chapter]:
+        for seed in (None, 1):
+            given = experiments.Piece(chapter, part, seed, ()).parameters("precision=bf16 graph=true", 2, 2, 60.0)
+            assert set(given) <= known, part

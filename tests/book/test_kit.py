@@ -1,13 +1,18 @@
 """The notebook kit: checks that can fail, glue as MyST-NB reads it, tables, plots, the slider."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from itertools import combinations
 
 import matplotlib as mpl
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_notebook
 
 mpl.use("agg")
 
@@ -15,7 +20,8 @@ import matplotlib.pyplot as plt
 
 from resid import book
 from resid.errors import OptionError, ShapeError
-from resid.ledger import Cases, ClaimFailed, LedgerError
+from resid.ledger import Cases, ClaimFailed, LedgerError, Seeds, verdicts
+from tools.shown import PRAISE
 
 
 @pytest.fixture
@@ -51,12 +57,112 @@ def test_setup_seeds_reports_and_opens_a_run(capsys, monkeypatch, tmp_path, show
     book.record("hardt-ma/theorem-2.1", Cases(9, 0.5, "made up"))
     assert "ok   hardt-ma/theorem-2.1: 9 cases, worst ratio 0.5 <= 1 (made up)" in capsys.readouterr().out
     book.finish()
-    assert "| hardt-ma/theorem-2.1 | Theorem 2.1 (later versions) | passed |" in shown[0][0][0].data
+    (row,) = (line for line in shown[0][0][0].data.splitlines() if "hardt-ma/theorem-2.1" in line)
+    verdict = verdicts()["hardt-ma/theorem-2.1"].label
+    assert row == f"| `hardt-ma/theorem-2.1` | Theorem 2.1 (later versions) | {verdict} | tested again: holds |"
     assert json.loads((tmp_path / "linear-factor.smoke.json").read_text())["finished"]
     with pytest.raises(LedgerError, match="no run is open"):
         book.record("hardt-ma/theorem-2.1", Cases(9, 0.5, "made up"))
     with pytest.raises(OptionError, match="mode = 'quick'"):
         book.setup("quick")
+
+
+def test_a_quick_run_of_an_experiment_is_not_called_a_result(capsys, monkeypatch, tmp_path, shown):
+    """Whatever the small network shows: beside a claim that is not run stands what was tried, and no praise."""
+    claim = next(v.claim for v in verdicts().values() if v.verdict == "not run" and v.claim.smoke)
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    book.setup("smoke")
+    capsys.readouterr()
+    book.record(claim.id, Seeds([claim.smoke.value], [0], "made up"))
+    book.finish()
+    (row,) = (line for line in shown[0][0][0].data.splitlines() if claim.id in line)
+    assert row.endswith("| not run | quick check ran: wiring right |")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"quick check of {claim.id}: 1 seeds")
+    assert not PRAISE.search(line)
+    book.setup("full")
+    capsys.readouterr()
+    book.record(claim.id, Seeds([claim.smoke.value], [0], "made up"))
+    assert capsys.readouterr().out.startswith(f"recorded {claim.id}: 1 seeds")
+    book.finish()
+    assert shown[-1][0][0].data.splitlines()[-1].endswith("| recorded |")
+
+
+def test_void_records_stop_no_chapter_and_give_no_verdict(capsys, monkeypatch, tmp_path, shown):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    asked = []
+
+    def void(records=None):
+        asked.append(records)
+        if records is None:
+            raise LedgerError("margin was 1 when it was run and is 2 now: run it again")
+        return verdicts(records)
+
+    monkeypatch.setattr(book, "verdicts", void)
+    book.setup()
+    book.record("hardt-ma/theorem-2.1", Cases(9, 0.5, "made up"))
+    book.finish()
+    assert asked == [None, ()]
+    assert "no verdict: margin was 1" in capsys.readouterr().out
+    assert shown[0][0][0].data.splitlines()[-1].endswith("| not run | quick check ran: wiring right |")
+
+
+class Shell:
+    """What IPython knows after a cell of parameters and, where papermill was given some, the cell of those."""
+
+    def __init__(self, given=""):
+        self.user_ns = {"In": ["", "the cell of parameters", *([f"# Parameters\n{given}"] if given else []), "setup"]}
+        self.user_ns["__annotations__"] = {"MODE": str, "SEED": int, "SEEDS": int, "MAX_SECONDS": float}
+        exec(given, self.user_ns)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("SEDES = 1", "SEDES is no parameter of this notebook: is SEEDS meant?"),
+        ("mode = 'full'", "mode is no parameter of this notebook: is MODE meant?"),
+        ("X = 1", "X is no parameter of this notebook: there are MODE, SEED, SEEDS, MAX_SECONDS"),
+        ("SEED = 'abc'", "SEED = 'abc': int is needed, this is str"),
+        ("SEED = 1.5", "SEED = 1.5: int is needed, this is float"),
+        ("MODE = 'full'\nSEEDS = True", "SEEDS = True: int is needed, this is bool"),
+        ("MAX_SECONDS = '1e1'", "MAX_SECONDS = '1e1': float is needed, this is str"),
+    ],
+)
+def test_a_parameter_that_the_notebook_has_not_is_an_error(given, text, monkeypatch, tmp_path):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    monkeypatch.setattr(book, "get_ipython", lambda: Shell(given))
+    with pytest.raises(OptionError, match=re.escape(text)):
+        book.setup()
+
+
+@pytest.mark.parametrize("given", ["", "SEED = 4\nMODE = 'smoke'", "MAX_SECONDS = 10"])
+def test_the_parameters_of_a_notebook_are_taken(given, monkeypatch, tmp_path):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    monkeypatch.setattr(book, "get_ipython", lambda: Shell(given))
+    book.setup()
+
+
+def test_papermill_ends_with_an_error_for_a_parameter_it_only_warns_of(tmp_path):
+    """The true cell that papermill writes, in a true kernel."""
+    cells = [
+        new_code_cell('MODE: str = "smoke"\nSEED: int = 0', metadata={"tags": ["parameters"]}),
+        new_code_cell("from resid import book\nbook.setup(mode=MODE, seed=SEED)"),
+    ]
+    source = tmp_path / "a.ipynb"
+    nbformat.write(
+        new_notebook(
+            cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+        ),
+        source,
+    )
+    command = [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
+    environment = {**os.environ, "RESID_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for given, status in (("SEDES", 1), ("SEED", 0)):
+        done = subprocess.run(
+            [*command, "-p", given, "1"], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == status, done.stderr
+    assert "SEDES is no parameter" not in done.stderr
 
 
 def test_a_failed_claim_stops_a_notebook(monkeypatch, tmp_path, capsys):

@@ -7,10 +7,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from resid.lab import norm_study
+from resid.ledger import verdicts
 from tests.teeth import __main__ as teeth
 from tests.teeth.mutations import MUTATIONS
-from tools import links, lint_notebooks, notebooks, site
+from tools import links, lint_notebooks, notebooks, shown, site
 from tools.paths import ROOT
 from tools.repository import colab_link, set_address, setup_cell
 
@@ -42,22 +42,6 @@ def test_chapters_depend_on_what_they_use_and_no_more():
     factor = names(notebooks.dependencies(notebooks.code(FACTOR)))
     assert {"resid/theory/factor.py", "resid/trials/factor.py", "resid/book.py"} <= factor
     assert "resid/trials/landscape.py" not in factor
-
-
-def test_a_journal_depends_on_all_that_decides_a_training():
-    used = notebooks.dependencies("from resid.lab import norm_study")
-    numeric = {p for p in used if p.parent.name in ("lab", "nets", "theory") and p.name != "__init__.py"}
-    left_out = {p.relative_to(ROOT / "resid").as_posix() for p in numeric - set(norm_study.SOURCES)}
-    of_no_influence = {
-        "lab/journal.py",
-        "lab/download.py",
-        "lab/memory.py",
-        "lab/workers.py",
-        "theory/conv_spectrum.py",
-        "theory/procrustes_released.py",
-    }
-    assert left_out == of_no_influence
-    assert set(norm_study.SOURCES) <= used
 
 
 @pytest.fixture
@@ -112,6 +96,53 @@ def test_a_new_record_changes_the_pages_that_show_verdicts(project):
     (project / "results" / "new.json").write_text("{}")
     after = [notebooks.fingerprint(path) for path in (*shows, other)]
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+
+
+def test_a_new_record_changes_the_end_of_its_own_chapter(project):
+    (project / "book" / "part").mkdir()
+    one, other = (write(project / "book" / "part" / f"{name}.ipynb", "book.finish()") for name in ("one", "other"))
+    before = notebooks.fingerprint(one), notebooks.fingerprint(other)
+    (project / "results").mkdir()
+    (project / "results" / "part-one.full.some.json").write_text("{}")
+    assert notebooks.fingerprint(one) != before[0]
+    assert notebooks.fingerprint(other) == before[1]
+
+
+LINES = "<pre>{}</pre>"
+ROW = (
+    "<table><tr><th>where</th><th>claim</th><th>verdict</th><th>quick check</th></tr>"
+    "<tr><td>Table 1<br><code>a/b-1</code></td><td>The bound holds.</td><td>{}</td><td>{}</td></tr></table>"
+)
+
+
+@pytest.mark.parametrize(
+    ("page", "problem"),
+    [
+        (LINES.format("ok   a/b-1: 3 seeds"), True),
+        (LINES.format("one\na/b-1 PASSED"), True),
+        (LINES.format("quick check of a/b-1: 3 seeds"), False),
+        (LINES.format("ok   a/b-1 (corrected): 3 cases"), False),
+        (LINES.format("ok   a/b-12: 3 cases, and a/b-1.5 holds"), False),
+        (LINES.format("ok   c/d: 3 cases\nquick check of a/b-1"), False),
+        (ROW.format("not run", "quick check ran: wiring right"), False),
+        (ROW.format("not run; held again in this build", ""), True),
+        (ROW.format("not run", "\u2713"), True),
+        (ROW.format("not run", "passed").replace("a/b-1", "a/c"), False),
+    ],
+)
+def test_a_page_does_not_praise_what_has_no_verdict(page, problem):
+    assert bool(shown.misleading(f"<html>{page}</html>", {"a/b-1"})) == problem
+
+
+def test_the_built_site_is_read_page_by_page(tmp_path, monkeypatch):
+    unsettled = next(name for name, found in verdicts().items() if found.verdict == "not run")
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "page.html").write_text(f"<pre>ok   {unsettled}: 1 seeds</pre>")
+    (tmp_path / "good.html").write_text(f"<pre>quick check of {unsettled}: 1 seeds</pre>")
+    assert shown.problems(tmp_path) == (2, [f"part/page.html: ok   {unsettled}: 1 seeds"])
+    monkeypatch.setattr(shown, "SITE", tmp_path)
+    with pytest.raises(SystemExit, match="True"):
+        shown.main()
 
 
 def test_a_notebook_runs_once_and_again_when_its_module_changes(project):

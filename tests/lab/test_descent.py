@@ -1,18 +1,21 @@
 """Batched descent against one network at a time by autograd; the journal; the study."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from resid._closure import PACKAGE, _imports_of, code_hash
 from resid.errors import NotFiniteError, OptionError, ShapeError
-from resid.lab import _native
+from resid.lab import _native, norm_study
 from resid.lab.data import load_whitened
 from resid.lab.descent import choose_kernel, descend, initial_weights
 from resid.lab.journal import Journal, cache_folder
 from resid.lab.shortcut_study import SOURCES, Study, make_network, make_weights
 from resid.theory.shortcut import ShortcutNetwork, least_linear_loss
+from resid.trials import cifar_overhead
 from tests.twins.shortcut import loss_twin
 
 F64 = torch.float64
@@ -297,5 +300,66 @@ def test_norm_slopes_are_those_of_the_norms():
     np.testing.assert_allclose(slopes, expected)
 
 
-def test_sources_exist():
-    assert all(path.is_file() for path in SOURCES)
+@pytest.mark.parametrize(
+    ("study", "decisive"),
+    [
+        ("lab/shortcut_study.py", "theory/targets.py"),  # draws the orthogonal starts
+        ("lab/shortcut_study.py", "theory/_check.py"),
+        ("lab/shortcut_study.py", "lab/_relu_descent.cpp"),
+        ("lab/norm_study.py", "theory/_conv_geometry.py"),
+        ("lab/norm_study.py", "nets/preact.py"),
+        ("trials/cifar_overhead.py", "theory/_conv_geometry.py"),  # does most of what is timed
+        ("trials/cifar_overhead.py", "theory/procrustes_released.py"),
+    ],
+)
+def test_kept_work_is_of_the_code_that_made_it(tmp_path, study, decisive):
+    """Whatever a study imports decides what it comes out as: no list of it is kept by hand."""
+    package = shutil.copytree(PACKAGE, tmp_path / "resid", ignore=shutil.ignore_patterns("__pycache__", "_recorded"))
+    before = code_hash([package / study], tmp_path)
+    path = package / decisive
+    text = path.read_text("utf-8")
+    mark = "//" if path.suffix == ".cpp" else "#"
+    path.write_text(f"{text}\n{mark} another comment\n")
+    _imports_of.cache_clear()
+    assert (code_hash([package / study], tmp_path) == before) == (path.suffix == ".py")  # C++ counts whole
+    path.write_text(f"{text}\nint other;\n" if path.suffix == ".cpp" else f"{text}\nOTHER = 1\n")
+    assert code_hash([package / study], tmp_path) != before
+
+
+def test_what_no_study_imports_leaves_its_work_alone(tmp_path):
+    package = shutil.copytree(PACKAGE, tmp_path / "resid", ignore=shutil.ignore_patterns("__pycache__", "_recorded"))
+    before = code_hash([package / "lab" / "shortcut_study.py"], tmp_path)
+    (package / "theory" / "landscape.py").write_text("OTHER = 1\n")
+    assert code_hash([package / "lab" / "shortcut_study.py"], tmp_path) == before
+
+
+def test_the_journals_of_the_book_follow_their_studies():
+    for sources in (SOURCES, norm_study.SOURCES, cifar_overhead.SOURCES):
+        assert all(path.is_file() and path.suffix == ".py" for path in sources)
+    assert SOURCES[0].name == "shortcut_study.py"
+    assert norm_study.SOURCES[0].name == "norm_study.py"
+    assert cifar_overhead.SOURCES[0].name == "cifar_overhead.py"
+
+
+def test_docstrings_and_comments_are_no_code(tmp_path):
+    source = tmp_path / "code.py"
+    found = set()
+    for text in ('"""One."""\nx = 1\n', '"""Two."""\nx = 1  # as is\n', "x = 1\n"):
+        source.write_text(text)
+        found.add(code_hash([source]))
+    assert len(found) == 1
+    source.write_text("x = 2\n")
+    assert code_hash([source]) not in found
+
+
+def test_a_bit_that_flips_in_a_kept_file_is_noticed(tmp_path):
+    journal = Journal("work", (), tmp_path)
+    journal({"a": 1}, lambda: {"x": np.arange(4.0), "y": np.ones(2)})
+    (path,) = (tmp_path / "work").iterdir()
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        again = Journal("work", (), tmp_path)
+        assert again({"a": 1}, lambda: {"x": np.zeros(1)})["x"].shape == (1,), at
+    path.write_bytes(whole)
+    assert Journal("work", (), tmp_path)({"a": 1}, dict)["x"].tolist() == [0, 1, 2, 3]

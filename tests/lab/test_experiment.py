@@ -5,11 +5,12 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from resid.errors import OptionError
-from resid.lab import experiment
+from resid.lab import cli, experiment
 from resid.lab import launch as launch_module
 from resid.lab.checkpoint import read_status
 from resid.lab.experiment import UnfinishedError, finished_runs, run_folder, run_recipes, runs_folder
@@ -239,7 +240,22 @@ def test_the_folder_is_that_of_the_environment(tmp_path, monkeypatch):
     quiet({"a": SMALL}, [0])
     assert [p.name[:2] for p in (tmp_path / "runs").iterdir()] == ["a-"]
     monkeypatch.delenv("RESID_RUNS")
-    assert str(runs_folder()) == "resid-runs"
+    chapters = Path(experiment.__file__).parents[2] / "book" / "experiments"
+    assert runs_folder() == chapters / "resid-runs"
+    monkeypatch.setattr(experiment, "__file__", str(tmp_path / "site-packages" / "resid" / "lab" / "experiment.py"))
+    assert str(runs_folder()) == "resid-runs"  # where there is no checkout
+
+
+def test_what_was_trained_from_a_shell_is_not_trained_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RESID_RUNS", str(tmp_path))
+    (tmp_path / "tiny.json").write_text(SMALL.replace(seed=3).to_json())
+    words = [str(tmp_path / "tiny.json"), "--device", "cpu"]
+    assert cli.main([*words, "--where"]) == 0
+    place = Path(capsys.readouterr().out.strip())
+    assert not place.exists()
+    assert cli.main(words) == 0
+    assert read_status(place)["state"] == "finished"
+    assert list(finished_runs({"tiny": SMALL}, [3])) == [("tiny", 3)]
 
 
 @pytest.mark.parametrize(

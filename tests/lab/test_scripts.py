@@ -16,6 +16,7 @@ import torch
 
 from resid.lab import cli
 from resid.lab.cost import main as time_command
+from resid.lab.experiment import run_folder
 from resid.lab.paper_recipes import RECIPES
 from resid.lab.sample_images import write_sample_tree
 from resid.lab.train import STOPPED, train
@@ -119,6 +120,14 @@ def assert_as_whole(folder, whole):
     found = torch.load(folder / "weights.pt", weights_only=True)
     for name, value in whole.items():
         torch.testing.assert_close(found[name], value, atol=2e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_runs_lie_where_the_chapters_look(script, tree, tmp_path):
+    done = execute(script, ["--max-seconds", "0"], tmp_path, tree, {"RUN": "", "RESID_RUNS": str(tmp_path / "runs")})
+    (place,) = (tmp_path / "runs").iterdir()
+    assert place == run_folder("recipe", LONG, tmp_path / "runs"), done.stderr
+    assert json.loads((place / "status.json").read_text())["state"] == "stopped"
 
 
 def test_one_machine(tree, whole, tmp_path):
