@@ -247,8 +247,8 @@ class Trained:
 def trained_minimisers(seeds: Sequence[int], depth: int = 8, d: int = 4) -> Trained:
     """Condition numbers, on the d^2 nonzero eigenvalues, where gradient descent ends; whitened inputs.
 
-    The best map is I + 0.3 G with Gaussian G and a determinant above 0.1. Networks with shortcuts start from a hundredth
-    of Xavier weights, plain ones from orthogonal weights whose product is a rotation.
+    The best map is I + 0.3 G with Gaussian G and a determinant above 0.1. Networks with shortcuts start from a
+    hundredth of Xavier weights, plain ones from orthogonal weights whose product is a rotation.
 
     Raises:
         ArithmeticError: an excess loss above 1e-9 after 16,000 epochs.

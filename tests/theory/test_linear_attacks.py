@@ -108,7 +108,7 @@ def test_the_set_of_a_layer_is_convex():
 
 @DIMENSIONS
 def test_polar_bound_under_attack(d):
-    """Any angle, any stretch, every depth from 1; a turn across the axes of the stretch attains the bound in the limit."""
+    """Any angle, any stretch, every depth; a turn across the axes of the stretch attains the bound in the limit."""
     gen, worst = generator(d), 0.0
     for case in range(120):
         depth = (1, 2, 3, 10, 300)[case % 5]

@@ -239,7 +239,7 @@ def test_growth_needs_two_dimensions_and_two_units():
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4])
 def test_growth_bound_of_length_one_under_attack(d):
-    """Every Sigma, singular and badly scaled ones too; every shape and size of M; least eigenvalue and last quantile."""
+    """Every Sigma, singular and badly scaled too; every shape and size of M; least eigenvalue and last quantile."""
     gen, worst, top = generator(d), 0.0, 0.0
     for case in range(250):
         units = 2 + case % 6
@@ -333,7 +333,7 @@ def labelled(gen, counts, copies):
     K = len(counts)
     Y = torch.eye(K, dtype=F64).repeat_interleave(copies * torch.tensor(counts), 0)
     centred = Y - Y.mean(0)
-    values, basis = torch.linalg.eigh(centred.mT @ centred / len(Y))
+    basis = torch.linalg.eigh(centred.mT @ centred / len(Y))[1]
     signs = (-1.0) ** torch.arange(K, dtype=F64)
     along = torch.cat([normal(gen, len(Y), 1), (centred @ basis)[:, 1:] * signs[1:]], 1)  # the first one is constant
     along = along - along.mean(0)
@@ -381,7 +381,7 @@ def test_hessian_at_an_optimum_has_rank_at_most_d_squared():
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_balanced_minimiser_has_the_spectrum_of_the_formula(d, depth):
-    """Against second derivatives of the definition, for diagonal matrices turned by random bases; one map is singular."""
+    """Against second derivatives of the definition, for diagonal matrices in random bases; one map is singular."""
     gen = generator(10 * d + depth)
     for singular in (False, True):
         s = normal(gen, d).exp()
