@@ -26,7 +26,10 @@ def main() -> None:
     """Build the environment, or say why it cannot be built."""
     if sys.version_info < (3, 11):  # noqa: UP036 - it runs before anything has checked
         sys.exit(f"Python {platform.python_version()} is too old: use 3.11, 3.12 or 3.13 (make PYTHON=python3.12 ...)")
-    if not (VENV / "bin" / "python").exists():
+    if VENV.exists() and not whole():
+        print(f"{VENV.name} was not finished: it is made anew", flush=True)
+        shutil.rmtree(VENV)
+    if not VENV.exists():
         print(f"creating {VENV.name} with Python {platform.python_version()}", flush=True)
         try:
             venv.create(VENV, with_pip=True)
@@ -46,6 +49,14 @@ def main() -> None:
         subprocess.run([*pip, *source, f"torch=={pin[1]}"], check=True)
     print("installing the project with the extras book, run and test", flush=True)
     subprocess.run([*pip, "-e", f"{ROOT}[book,run,test]"], check=True)
+
+
+def whole() -> bool:
+    """Whether the environment has come as far as to have pip; an interrupt may have left it half made."""
+    python = VENV / "bin" / "python"
+    return (
+        python.exists() and not subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode
+    )
 
 
 def torch_source() -> list[str]:

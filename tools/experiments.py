@@ -32,6 +32,7 @@ from resid.lab.ranks import usable_cpus
 from resid.lab.recipes import Recipe
 from resid.lab.train import STOPPED
 from resid.ledger import LedgerError, Record, get_claim, read_record, read_records, verdicts
+from resid.trials.cifar import MEASURES, foreign_recipes
 from resid.trials.cifar_parts import COUNTS, OF_A_PRECISION, PARTS, part_recipes, seeds_of
 from tools.evidence import refuse_changes
 from tools.notebooks import failure, papermill
@@ -187,6 +188,9 @@ def keep(folder: Path) -> str:
         shutil.copy(source, target)
         try:
             verdicts(RESULTS)
+            for entry in read_record(source).entries:
+                if entry.claim in MEASURES and (foreign := foreign_recipes(entry.claim, entry.evidence)):
+                    raise LedgerError(f"{entry.claim}: {foreign}")
         except LedgerError as error:
             refused = BUILD / "refused"
             refused.mkdir(parents=True, exist_ok=True)

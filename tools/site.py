@@ -16,6 +16,9 @@ import yaml
 from tools import assets, notebooks
 from tools.paths import BUILD, ROOT, SITE, STAGE
 
+#: There while a build is under way, and after one that did not end well.
+UNFINISHED = BUILD / "site-unfinished"
+
 
 def stage() -> set[Path]:
     """Copy the sources to the stage, notebooks with the outputs of their run; unchanged files keep their times.
@@ -65,6 +68,8 @@ def build(everything: bool = False) -> None:
     notebooks.execute_all()
     changed = stage()
     everything |= any("_static" in name.parts for name in changed)  # pages name styles and scripts with a checksum
+    everything |= UNFINISHED.exists()  # a build that was interrupted has written some pages with them
+    UNFINISHED.touch()
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(STAGE), "--path-output", str(ROOT)]
     command += ["-W", "-n", "--keep-going", *(["--all"] if everything else [])]
     print("jupyter-book build", flush=True)
@@ -81,6 +86,7 @@ def build(everything: bool = False) -> None:
         print(done.stdout[-4000:], *told, sep="\n")  # last what it was about, however long the rest
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
         sys.exit("jupyter-book build failed: warnings are errors")
+    UNFINISHED.unlink()
     print(f"built {SITE.relative_to(ROOT)}/index.html in {time.perf_counter() - started:.0f} s", flush=True)
 
 

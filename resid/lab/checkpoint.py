@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,10 +26,11 @@ from typing import Any
 
 import torch
 
-from resid.errors import ResidError
+from resid.errors import OptionError, ResidError
 from resid.lab.recipes import Recipe
+from resid.theory._check import as_whole
 
-__all__ = ["BusyError", "CheckpointError", "RecipeMismatchError", "RunFolder", "hold", "write_whole"]
+__all__ = ["BusyError", "CheckpointError", "DamagedRunError", "RecipeMismatchError", "RunFolder", "hold", "write_whole"]
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 
@@ -39,6 +41,10 @@ class CheckpointError(ResidError):
 
 class RecipeMismatchError(ResidError):
     """A folder holds a run of another recipe."""
+
+
+class DamagedRunError(ResidError):
+    """A file of a run folder is not what was written there, and no other file says the same."""
 
 
 class BusyError(ResidError):
@@ -79,9 +85,12 @@ class RunFolder:
 
     Raises:
         RecipeMismatchError: the folder has a run of another recipe; the fields that differ are named.
+        OptionError: keep is no integer of at least 1.
     """
 
     def __init__(self, path: str | Path, recipe: Recipe, keep: int = 2) -> None:
+        if (whole := as_whole(keep)) is None or whole < 1:
+            raise OptionError(f"keep = {keep!r}: an integer of at least 1 is needed")
         self.path, self.recipe, self.keep = Path(path), recipe, keep
         self.metrics = self.path / "metrics.jsonl"
         self.weights = self.path / "weights.pt"
@@ -99,7 +108,7 @@ class RunFolder:
         if not writes:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.make()
         with (self.path / "lock").open("a") as lock:
             hold(lock, self.path)
             for partial in self.path.glob("*.tmp"):
@@ -109,6 +118,19 @@ class RunFolder:
             finally:
                 with suppress(CheckpointError):  # where all went well, `loop` has waited and raised it
                     self.settle()
+
+    def make(self) -> None:
+        """Make the folder, if it is not there.
+
+        Raises:
+            OptionError: it cannot be made, or nothing can be written there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "lock").open("a").close()
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+            raise OptionError(f"run_dir = {str(self.path)!r}: nothing can be written there: {reason}") from error
 
     def begin(self, step: int) -> None:
         """Training begins, or goes on, after so many steps: forget the metrics of later ones, which will come again."""
@@ -153,6 +175,9 @@ class RunFolder:
         content = _bytes({**state, "step": step, "recipe": self.recipe.to_json()})
         path = self.path / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
         self._write(path, content, f"the checkpoint of step {step}")
+        for same in self.path.glob(f"step-{step:09d}-*.pt"):  # of a stop right behind a save
+            if same != path:
+                same.unlink()
         for old in self.checkpoints()[: -self.keep]:
             old.unlink()
         return path
@@ -168,8 +193,13 @@ class RunFolder:
             if hashlib.sha256(content).hexdigest()[:16] != path.stem.rpartition("-")[2]:
                 warnings.warn(f"{path} is damaged and passed over", stacklevel=2)
                 continue
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-            self._refuse(Recipe.from_json(state["recipe"]), path)
+            try:
+                state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+                recipe = Recipe.from_json(state["recipe"])
+            except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ResidError) as error:
+                warnings.warn(f"{path} is no checkpoint and passed over: {type(error).__name__}", stacklevel=2)
+                continue
+            self._refuse(recipe, path)
             return state
         return None
 
@@ -178,10 +208,24 @@ class RunFolder:
         self._write(self.weights, _bytes({name: tensor.cpu() for name, tensor in state.items()}), "weights.pt")
 
     def lines(self) -> list[dict[str, Any]]:
-        """The metrics, a dictionary for each finished epoch."""
+        """The metrics, a dictionary for each finished epoch. A last line that was cut off is left out.
+
+        Raises:
+            DamagedRunError: another line is no JSON.
+        """
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
+        found = []
+        lines = self.metrics.read_text("utf-8", "replace").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                found.append(_dictionary(line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise DamagedRunError(
+                        f"{self.metrics}, line {number} is damaged: mend or remove the line, or choose another folder"
+                    ) from error
+        return found
 
     def append(self, line: Mapping[str, Any]) -> None:
         """One more line of metrics."""
@@ -197,7 +241,7 @@ class RunFolder:
         writes: whether this is the rank that writes.
         """
         path = self.path / "broken.json"
-        known = {**(json.loads(path.read_text()) if path.exists() else {}), **files}
+        known = {**_read_json(path), **files}
         if writes:
             self._write(path, json.dumps(known, indent=1, sort_keys=True).encode() + b"\n", "broken.json")
         return {"broken": len(known), "broken_first": sorted(known)[:3]}
@@ -212,7 +256,11 @@ class RunFolder:
 
     def _check(self, path: Path) -> None:
         if path.exists():
-            self._refuse(Recipe.from_json(path.read_text()), path)
+            try:
+                stored = Recipe.from_json(path.read_text("utf-8"))
+            except (OSError, UnicodeDecodeError, ResidError) as error:
+                raise DamagedRunError(f"{path} is no recipe: {error}; choose another folder, or remove it") from error
+            self._refuse(stored, path)
 
     def _refuse(self, stored: Recipe, path: Path) -> None:
         if lines := stored.differences(self.recipe):
@@ -236,8 +284,29 @@ class RunFolder:
 
 def read_status(path: str | Path) -> dict[str, Any]:
     """status.json of a folder; empty if there is none."""
-    file = Path(path) / "status.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return _read_json(Path(path) / "status.json")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A file that is written anew all the time; empty where there is none, or where it is damaged, with a warning."""
+    if not file.is_file():
+        return {}
+    try:
+        return _dictionary(file.read_text("utf-8"))
+    except (UnicodeDecodeError, ValueError):
+        warnings.warn(f"{file} is damaged and passed over", stacklevel=3)
+        return {}
+
+
+def _dictionary(text: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the text is none.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"{text[:20]!r} is no JSON object")
     return found
 
 

@@ -45,7 +45,10 @@ def read_recipe(text: str) -> tuple[str, Recipe]:
         return "recipe", Recipe.from_json(text)
     path = Path(text)
     if path.suffix == ".json" and path.is_file():
-        return path.stem, Recipe.from_json(path.read_text("utf-8"))
+        try:
+            return path.stem, Recipe.from_json(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{text} cannot be read: {error}") from error
     raise RecipeError(f"no recipe {text!r}: --list shows the names; a file has to end in .json")
 
 
@@ -108,11 +111,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name, recipe = read_recipe(given.recipe)
         recipe = recipe.with_settings(given.set)
+        if given.data is not None and not given.data.is_dir():
+            raise RecipeError(f"--data {given.data}: there is no such folder")
         place = given.run_dir or run_folder(name, recipe)
         if given.where:
             print(place)
             return 0
         result = _train(given, place, recipe)
+    except KeyboardInterrupt:  # a second one, or one before training has begun: what is saved is saved
+        print("resid-train: interrupted: the same command goes on", file=sys.stderr)
+        return INTERRUPTED
     except LaunchError as error:
         print(f"resid-train: {error}", file=sys.stderr)
         return FAILED

@@ -45,7 +45,8 @@ __all__ = [
 
 #: Pillow reads more, some of it by calling other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-#: More pixels than any photograph of ImageNet has; a worker would need 300 MB for them.
+#: More pixels than any photograph of ImageNet has; a worker would need 300 MB for them, five times as much where they
+#: are transparent.
 MOST_PIXELS = 100_000_000
 ORIENTATION = 0x0112
 TRIES = 10
@@ -153,9 +154,15 @@ def decode_test(content: bytes, size: int = 224, side: int = 256) -> Tensor:
         w, h = side * width // short, side * height // short
         scale = reduce_jpeg(image, short // side)
         image = to_rgb(image)
-        image = image.resize((w, h), Image.Resampling.BILINEAR, box=(0, 0, width / scale, height / scale))
-        left, top = round((w - size) / 2), round((h - size) / 2)
-        return _tensor(image.crop((left, top, left + size, top + size)))
+        across, down = width / scale / w, height / scale / h  # stored pixels for one of the result
+        left, top = round((w - size) / 2) * across, round((h - size) / 2) * down
+        # of the whole image, resized, only the middle is wanted: a long thin one would fill the memory
+        x, y = (max(0, math.floor(at - 2 * max(1, step))) for at, step in ((left, across), (top, down)))
+        right, bottom = left + size * across, top + size * down
+        ends = (math.ceil(right + 2 * max(1, across)), math.ceil(bottom + 2 * max(1, down)))
+        image = image.crop((x, y, min(ends[0], image.width), min(ends[1], image.height)))
+        box = (left - x, top - y, min(right - x, image.width), min(bottom - y, image.height))
+        return _tensor(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def open_image(content: bytes) -> Image.Image:

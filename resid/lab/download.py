@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +86,22 @@ def fetch(archive: Archive, folder: Path, progress: bool = True) -> Path:
     Raises:
         DataFileError: no mirror could give it (the message has the reason of each), or the folder cannot be written.
     """
-    import pooch  # not needed where the files are there
-
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        return _fetch(archive, folder, progress)
+
+
+def _fetch(archive: Archive, folder: Path, progress: bool) -> Path:
+    try:
+        import pooch  # not needed where the files are there
+        import requests  # noqa: F401
+        import tqdm  # noqa: F401
+    except ImportError as error:
+        raise DataFileError(
+            f"{archive.name} is not in {folder}, and {error.name} is needed to download it: "
+            'pip install "resid-book[run]"'
+        ) from error
     reasons: dict[str, str] = {}
     for _ in range(_ROUNDS):
         for url in archive.urls:
@@ -149,7 +162,7 @@ def _contents(archive: Path, members: list[str]) -> Iterator[tuple[str, bytes]]:
         else:
             (name,) = members
             yield name, gzip.decompress(archive.read_bytes())
-    except (OSError, EOFError, KeyError, tarfile.TarError, ValueError) as error:
+    except (OSError, EOFError, KeyError, tarfile.TarError, ValueError, zlib.error, RecursionError) as error:
         if isinstance(error, DataFileError):
             raise
         raise DataFileError(
@@ -187,6 +200,22 @@ def _downloader(part: Path, progress: bool) -> Callable[[str, str, Any], None]:
         os.replace(part, output_file)
 
     return download
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, where folders can be locked: the others wait, and then find what the first one got."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from resid._closure import code_hash
 from resid.errors import NotFiniteError, OptionError, ResidError
 from resid.lab.batches import Batch, seed_of
 from resid.lab.checkpoint import RunFolder
@@ -42,6 +44,12 @@ class DivergedError(ResidError):
         self.step, self.epoch, self.rate = step, epoch, rate
 
 
+@functools.cache
+def code_of_training() -> str:
+    """A hash of the code that decides what a training comes out as: of this module and what it imports."""
+    return code_hash([Path(__file__)])[:16]
+
+
 class Engine:
     """Network, optimiser, batches and sums of a run on this rank.
 
@@ -58,6 +66,8 @@ class Engine:
         source: Source | None = None,
     ) -> None:
         self.recipe, self.ranks, self.folder, device = recipe, ranks, folder, ranks.device
+        #: of each line of metrics, so that a record can tell what made them
+        self.made_by = {"code": code_of_training(), "torch": torch.__version__, "threads": torch.get_num_threads()}
         if recipe.compile == "reduce-overhead" and device.type != "cuda":
             raise OptionError(f"compile = 'reduce-overhead' records CUDA graphs: not on {device}")
         if recipe.graph and ranks.count > 1:
@@ -250,7 +260,7 @@ class Engine:
             "epoch": epoch + 1, "step": self.step, "loss": loss / seen, "train_error": wrong / seen,
             **self.test(self.testing, "test"), "lr": rate, "weight_norm": mean_weight_norm(self.model).item(),
             "seconds": seconds, "images_per_second": seen / seconds, "ranks": self.ranks.count,
-            "device": self.device_name,
+            "device": self.device_name, **self.made_by,
         }  # fmt: skip
         if self.source.checking is not None and self.step == self.recipe.total_steps(self.training.steps):
             line |= self.test(self.source.checking, "plain_train")
@@ -304,9 +314,10 @@ class Engine:
 
 
 class Stop:
-    """When to stop before the end: on SIGTERM, after `max_seconds`, or when torchrun or the launcher is gone.
+    """When to stop before the end: on SIGTERM or Ctrl-C, after `max_seconds`, or when torchrun or the launcher is gone.
 
-    The signal is caught within the context, and only in the main thread, where Python allows it.
+    The signals are caught within the context, and only in the main thread, where Python allows it. A second Ctrl-C does
+    not wait for the end of a step.
     """
 
     def __init__(self, max_seconds: float | None = None) -> None:
@@ -316,16 +327,16 @@ class Stop:
             self._starter = "torchrun"
         elif LAUNCHER in os.environ:
             self._starter, self._parent = "the launcher", int(os.environ[LAUNCHER])
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._before = {name: signal.signal(name, self._note) for name in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
 
     def wish(self) -> str:
         """Why this process would stop, or ""."""
@@ -342,6 +353,8 @@ class Stop:
         return (mine or "another rank has to stop") if stop else "", due
 
     def _note(self, number: int, _: object) -> None:
+        if number == signal.SIGINT and self._signal == signal.Signals.SIGINT.name:
+            raise KeyboardInterrupt
         self._signal = signal.Signals(number).name
 
 

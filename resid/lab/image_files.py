@@ -211,7 +211,7 @@ def _open_folders(root: Path, split: str) -> ImageFiles:
         _compare(tuple(theirs), tuple(classes), str(other), str(place))
     names, labels, ignored = [], [], []
     for label, name in enumerate(classes):
-        files = sorted(os.listdir(place / name))
+        files = _regular(place / name)
         images = [f"{place.name}/{name}/{file}" for file in files if is_image(file)]
         ignored += [f"{place.name}/{name}/{file}" for file in files if not is_image(file)]
         if not images:
@@ -229,12 +229,17 @@ def _open_flat(root: Path, place: Path) -> ImageFiles:
             f"{place} has no class folders, and {SOLUTION} is in neither {root} nor {place}. (The numbers in "
             "ILSVRC2012_validation_ground_truth.txt are in another order than the sorted synsets: they are of no use)"
         )
-    with found[0].open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
+    try:
+        with found[0].open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataFileError(f"{found[0]} cannot be read: {error}") from error
+    if cut := next((number for number, line in enumerate(lines, 2) if None in line.values()), None):
+        raise DataFileError(f"{found[0]}, line {cut}: a column is missing")
     if not lines or not {"ImageId", "PredictionString"} <= lines[0].keys():
         raise DataFileError(f"{found[0]}: columns ImageId and PredictionString are needed")
     synsets = {line["ImageId"]: (line["PredictionString"].split() or [""])[0] for line in lines}
-    files = sorted(name for name in os.listdir(place) if name != SOLUTION)
+    files = [name for name in _regular(place) if name != SOLUTION]
     images = [name for name in files if is_image(name)]
     if unknown := [name for name in images if not synsets.get(Path(name).stem)]:
         raise DataFileError(f"{found[0]} has no class of {unknown[0]}, one of {len(unknown)} in {place}")
@@ -257,6 +262,12 @@ def _of_files(
 ) -> ImageFiles:
     packed = _Names(names)
     return ImageFiles(_Files(root, packed), packed, torch.tensor(labels), classes, source, True, ignored)
+
+
+def _regular(place: Path) -> list[str]:
+    """Names in a folder, in order, but for pipes and the like, which nobody may ever write to."""
+    with os.scandir(place) as entries:
+        return sorted(entry.name for entry in entries if entry.is_file() or entry.is_dir() or entry.is_symlink())
 
 
 def is_image(name: str) -> bool:
@@ -344,8 +355,17 @@ def _declared_classes(schema: Any) -> list[str] | None:
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return None
-    names: list[str] | None = json.loads(text).get("info", {}).get("features", {}).get("label", {}).get("names")
-    return names
+    try:
+        found = json.loads(text)
+        for key in ("info", "features", "label", "names"):
+            found = found.get(key, {})
+    except (AttributeError, ValueError, RecursionError):
+        raise DataFileError("the metadata 'huggingface' of a parquet file are not those of a data set") from None
+    if not found:
+        return None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise DataFileError(f"the metadata of a parquet file name the classes {str(found)[:60]}: texts are needed")
+    return found
 
 
 def _check_labels(labels: list[int | None], names: list[str], declared: list[str] | None) -> list[str]:
@@ -354,7 +374,13 @@ def _check_labels(labels: list[int | None], names: list[str], declared: list[str
     Raises:
         DataFileError: a label out of range, or a class without an image.
     """
+    for label, name in zip(labels, names, strict=True):
+        if label is not None and type(label) is not int:
+            raise DataFileError(f"{name}: label {label!r} is no integer")
     count = len(declared) if declared is not None else max((v for v in labels if v is not None), default=0) + 1
+    if count > len(labels):  # before a list of so many is made
+        first = min(set(range(len(labels) + 1)) - set(labels))
+        raise DataFileError(f"class {first} of {count} has no image: there are {len(labels)} images")
     for label, name in zip(labels, names, strict=True):
         if label is None or not 0 <= label < count:
             raise DataFileError(f"{name}: label {label} is not in 0 ... {count - 1}")

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from resid.errors import OptionError, ResidError
 from resid.lab.checkpoint import RunFolder, read_status
-from resid.lab.ranks import LAUNCHER, usable_cpus
+from resid.lab.ranks import LAUNCHER, as_device, usable_cpus
 from resid.lab.recipes import Recipe
-from resid.lab.train import Result
+from resid.lab.train import Result, check_times
 from resid.theory._check import as_whole
 
 __all__ = ["LaunchError", "launch", "worker_command"]
@@ -64,6 +64,7 @@ def worker_command(
         (['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'], ['--run-dir', 'runs/a'])
     """
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0"]
+    start += ["--local-addr=127.0.0.1"]  # else ranks meet at the name of the host, which need not resolve
     options = {
         "--device": device, "--max-seconds": max_seconds, "--save-every": save_every, "--data": data_folder,
         "--tracker": tracker, "--workers": workers, "--run-dir": run_dir,
@@ -111,13 +112,16 @@ def launch(
     for name, value, least in (("nproc", nproc, 1), ("retries", retries, 0), ("beside", beside, 1)):
         if (whole := as_whole(value)) is None or whole < least:
             raise OptionError(f"{name} = {value!r}: an integer of at least {least} is needed")
+    check_times(max_seconds, save_every)
+    as_device(device)
     folder = RunFolder(run_dir, recipe)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.make()
     ends = None if max_seconds is None else time.monotonic() + max_seconds
     say = say or (lambda line: None)
     reasons: list[str] = []
+    told = threading.Event() if told is None else told
     for number in range(retries + 1):
-        if told is not None and told.is_set():
+        if told.is_set():
             return Result(folder.path, "stopped", TOLD, read_status(folder.path).get("step", 0), folder.lines())
         left = None if ends is None else max(0.0, ends - time.monotonic())
         command = worker_command(
@@ -132,6 +136,8 @@ def launch(
             return Result(folder.path, state, status["reason"], status["step"], folder.lines())
         if code == 0:  # it was finished before
             return Result(folder.path, "finished", "", read_status(folder.path)["step"], folder.lines())
+        if told.is_set():
+            return Result(folder.path, "stopped", TOLD, read_status(folder.path).get("step", 0), folder.lines())
         reasons.append(status["reason"] if state == "failed" else _reason(code, tail))
         say(f"try {number + 1} of {retries + 1} failed: {reasons[-1]}")
         if state == "failed":
@@ -144,7 +150,7 @@ def launch(
 
 
 def _run(
-    command: list[str], log: Path, processes: int, say: Callable[[str], None], told: threading.Event | None
+    command: list[str], log: Path, processes: int, say: Callable[[str], None], told: threading.Event
 ) -> tuple[int, str]:
     """Exit status and last lines of a try; lines about epochs are passed on as they come."""
     environment = {
@@ -160,11 +166,11 @@ def _run(
             command, env=environment, stdout=written, stderr=subprocess.STDOUT,
             start_new_session=True,  # an interrupt in the terminal is ours to pass on
         )  # fmt: skip
-        with _passing_on(child):
+        with _passing_on(child, told):
             part, ended, patience = "", False, None
             while not ended:
                 ended = child.poll() is not None
-                if told is not None and told.is_set() and not ended:
+                if told.is_set() and not ended:
                     if patience is None:  # once: torchrun would take a second one for an order to leave its ranks alone
                         child.terminate()
                         patience = time.monotonic() + PATIENCE
@@ -184,10 +190,13 @@ def _run(
 
 
 @contextmanager
-def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """SIGTERM goes to the child as well; the child does not outlive the context."""
+def _passing_on(child: subprocess.Popen[bytes], told: threading.Event) -> Iterator[None]:
+    """SIGTERM sets `told`, which outlasts this try; the child does not outlive the context.
+
+    A child that has not come as far as to catch signals dies of it, and that must not look like a try that failed.
+    """
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate()) if main else None
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set()) if main else None
     try:
         yield
     finally:

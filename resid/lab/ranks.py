@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["LAUNCHER", "Ranks", "join_ranks", "under_torchrun", "usable_cpus"]
+from resid.errors import OptionError
+
+__all__ = ["LAUNCHER", "Ranks", "as_device", "join_ranks", "under_torchrun", "usable_cpus"]
 
 #: Environment variable with the number of the process that started a run of one process, and watches it.
 LAUNCHER = "RESID_LAUNCHER"
@@ -94,6 +96,27 @@ class Ranks:
                 dist.broadcast(buffer, 0)
 
 
+def as_device(device: str | torch.device | None = None) -> torch.device:
+    """The device of that name; default a GPU if there is one, else the CPU.
+
+    Raises:
+        OptionError: torch knows no such name, or this machine has no such device.
+
+    Example:
+        >>> as_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(f'device = {device!r}: "cpu", "cuda" or "cuda:0", say, is needed') from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        what = "this build of torch has no CUDA" if not torch.backends.cuda.is_built() else "torch sees"
+        seen = "" if not torch.backends.cuda.is_built() else f" {torch.cuda.device_count()} GPUs"
+        raise OptionError(f"device = {str(device)!r}: {what}{seen}")
+    return place
+
+
 @contextmanager
 def join_ranks(device: str | torch.device | None = None, timeout: float = 600.0) -> Iterator[Ranks]:
     """The ranks of this run, joined for the time of the context: by gloo on CPUs, by NCCL on GPUs.
@@ -101,8 +124,11 @@ def join_ranks(device: str | torch.device | None = None, timeout: float = 600.0)
     Args:
         device: default a GPU if there is one (that of the local rank), else the CPU. timeout: seconds that ranks wait
             for each other.
+
+    Raises:
+        OptionError: no such device, or none here.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = as_device(device)
     if not under_torchrun():
         yield Ranks(0, 1, place)
         return

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -320,12 +321,28 @@ def build_network(recipe: Recipe) -> nn.Module:
     """The network of a recipe with the initial weights that its seed decides, on the CPU, in float32.
 
     The state of torch's own generator is left as it was.
+
+    Raises:
+        RecipeError: the network does not take such options.
     """
+    options = recipe.network_options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights", recipe.seed))
-        return NETWORKS[recipe.network](
-            classes=recipe.class_count, channels=recipe.image_shape[0], **recipe.network_options
-        )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of tensors without an element, which are refused below
+                network = NETWORKS[recipe.network](
+                    classes=recipe.class_count, channels=recipe.image_shape[0], **options
+                )
+        except ResidError:
+            raise
+        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:  # torch's own, of a width of -1, say
+            raise RecipeError(
+                f"options = {options!r}: no network {recipe.network!r} is made of them: {error}"
+            ) from error
+    if empty := [name for name, weight in network.named_parameters() if not weight.numel()]:
+        raise RecipeError(f"options = {options!r}: the network {recipe.network!r} has no weight in {empty[0]}")
+    return network
 
 
 def _rising(numbers: tuple[int, ...], least: int) -> bool:

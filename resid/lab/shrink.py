@@ -41,6 +41,8 @@ __all__ = ["Shrunk", "shrink_image", "shrink_images"]
 #: Images that a worker takes at a time.
 CHUNK = 16
 SETTINGS = "shrink.json"
+#: Bytes of a name; file systems take 255, and a process adds its number while it writes.
+LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ def shrink_images(
     target, side = Path(out), None if side is None else as_size("side", side)
     if as_size("quality", quality) > 95:
         raise OptionError(f"quality = {quality}: 1 to 95 is needed")
-    if target.resolve() == Path(folder).resolve():
-        raise OptionError(f"out = {str(out)!r} is the folder of the images itself")
+    if target.resolve().is_relative_to(Path(folder).resolve()):
+        raise OptionError(f"out = {str(out)!r} is the folder of the images itself, or lies in it")
     splits = {split: open_images(folder, split) for split in splits_of(folder)}
     total, done = sum(map(len, splits.values())), Shrunk(0, 0, {})
     try:
@@ -150,6 +152,7 @@ def _shrink_split(
             partial.unlink()
         there |= {f"{name}/{found}" for found in os.listdir(place)}
     paths = [f"{folders[label]}/{name}" for label, name in zip(files.labels.tolist(), names, strict=True)]
+    _stay_below(target, paths)
     todo = [(i, path) for i, path in enumerate(paths) if path not in there]
     written, before, broken = so_far.written, so_far.before + len(files) - len(todo), dict(so_far.broken)
     yield Shrunk(written, before, broken)
@@ -197,8 +200,8 @@ class _Task:
 
 def _folders(classes: Sequence[str]) -> list[str]:
     """Names of folders whose sorted order is that of the labels."""
-    names = [re.sub(r"[/\\\0]", "_", name) for name in classes]
-    if names == sorted(set(names)) and not any(name.startswith(".") for name in names):
+    names = [_shorter(re.sub(r"[/\\\0]", "_", name)) for name in classes]
+    if names == sorted(set(names)) and not any(name.startswith(".") or not name.strip() for name in names):
         return names
     digits = len(str(len(names) - 1))
     return [f"{label:0{digits}d} {name}" for label, name in enumerate(names)]
@@ -206,11 +209,29 @@ def _folders(classes: Sequence[str]) -> list[str]:
 
 def _file_names(files: ImageFiles) -> list[str]:
     """A name for each file: its own, or numbered where two of a class have the same, or one is not that of an image."""
-    names = [files.name(i).rpartition("/")[2] for i in range(len(files))]
+    names = [_shorter(re.sub(r"[\\\0]", "_", files.name(i).rpartition("/")[2])) for i in range(len(files))]
     if len(set(zip(files.labels.tolist(), names, strict=True))) == len(names) and all(map(is_image, names)):
         return names
     digits = len(str(len(names) - 1))
     return [f"{i:0{digits}d}_{name}" + ("" if is_image(f"_{name}") else ".JPEG") for i, name in enumerate(names)]
+
+
+def _shorter(name: str) -> str:
+    """A name with room for what is added while its file is written; its end stays, which says the kind of file."""
+    content = name.encode("utf-8", "replace")
+    return name if len(content) <= LONGEST else "_" + content[-LONGEST + 1 :].decode("utf-8", "ignore")
+
+
+def _stay_below(target: Path, paths: Sequence[str]) -> None:
+    """Refuse a name out of a data set that would lead out of the folder of the copy.
+
+    Raises:
+        DataFileError: it would.
+    """
+    for path in paths:
+        parts = path.split("/")
+        if len(parts) != 2 or not all(part.strip() and part not in (".", "..") and "\0" not in part for part in parts):
+            raise DataFileError(f"{path!r} would not lie in a class folder of {target}: the name is not written")
 
 
 def _settle(path: Path, settings: dict[str, int | None]) -> None:

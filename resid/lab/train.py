@@ -1,8 +1,10 @@
 """One training loop for every experiment: on a CPU, on a GPU, or on several under torchrun.
 
-A run is a function of its recipe, its device and the number of its ranks, whether it was interrupted or not: on the CPU
-with one or two ranks bit for bit, with more, where the order of sums is not ours, and on GPUs up to rounding. What it
-leaves in its folder is described in `resid.lab.checkpoint`.
+A run is a function of its recipe, its device, the number of its ranks and, on the CPU, of their threads, whether it was
+interrupted or not: on the CPU with one or two ranks bit for bit, with more, where the order of sums is not ours, and on
+GPUs up to rounding. Another number of threads is another order of sums: it changes rounding, and what a chaotic
+training makes of it. Each line of metrics says how many there were, by which version of torch and by which code
+(`resid._closure.code_hash`). What a run leaves in its folder is described in `resid.lab.checkpoint`.
 
 Batch norm takes its statistics from each rank's share of a batch, so that with it the number of ranks matters; without
 it, it changes rounding only.
@@ -20,13 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid.errors import InterruptedRunError, ResidError
+from resid.errors import InterruptedRunError, OptionError, ResidError
 from resid.lab.checkpoint import CheckpointError, RunFolder
 from resid.lab.engine import DivergedError, Engine, Stop, numerics
 from resid.lab.memory import reused_memory
 from resid.lab.ranks import join_ranks
 from resid.lab.recipes import Recipe
 from resid.lab.trackers import Tracker
+from resid.theory._check import as_whole
 
 __all__ = ["FAILED", "INTERRUPTED", "STOPPED", "DivergedError", "Result", "describe", "loop", "train"]
 
@@ -95,11 +98,13 @@ def train(
     Raises:
         OptionError: the recipe does not suit the device or the number of ranks.
         resid.lab.official.DataFileError: the data are not there.
+        OptionError: max_seconds, save_every or keep of no use, or nothing can be written to the folder.
         RecipeMismatchError: the folder has a run of another recipe.
         BusyError: another process trains there.
         DivergedError: the loss is not finite.
         CheckpointError: a file cannot be written.
     """
+    check_times(max_seconds, save_every)
     folder = RunFolder(run_dir, recipe, keep)
     with (
         join_ranks(device) as ranks,
@@ -121,6 +126,18 @@ def train(
             if ranks.first:
                 _report(folder, error)
             raise
+
+
+def check_times(max_seconds: float | None, save_every: int | None) -> None:
+    """Refuse times that a run could not stop by, or save by.
+
+    Raises:
+        OptionError: max_seconds is negative or no number; save_every is no integer of at least 1.
+    """
+    if max_seconds is not None and not max_seconds >= 0:  # NaN, too
+        raise OptionError(f"max_seconds = {max_seconds!r}: a number of seconds is needed")
+    if save_every is not None and ((whole := as_whole(save_every)) is None or whole < 1):
+        raise OptionError(f"save_every = {save_every!r}: an integer of at least 1 is needed")
 
 
 def loop(

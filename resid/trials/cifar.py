@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from resid.errors import OptionError
+from resid.lab.engine import code_of_training
 from resid.lab.experiment import Metrics, Runs
 from resid.lab.paper_recipes import FOR_CLAIM, RECIPES
 from resid.lab.recipes import Recipe
 from resid.ledger import Seeds
 
-__all__ = ["DIGITS", "MEASURES", "evidence", "recipes_of"]
+__all__ = ["DIGITS", "MEASURES", "evidence", "foreign_recipes", "recipes_of"]
 
 Measure = Callable[[Sequence[Metrics]], float]
 
@@ -345,6 +347,19 @@ REMARKS: dict[str, Callable[[Sequence[Metrics]], str]] = {
     "zaeemzadeh/figure-3-plain83-one-block": _extreme_ratios,
 }
 
+#: The ways to compute a recipe.
+_WAYS = tuple(
+    {"precision": precision, "channels_last": last, "compile": blocks, "graph": graph}
+    for precision in ("fp32", "tf32", "bf16")
+    for last in (False, True)
+    for blocks, graph in (
+        ("no", False),
+        ("no", True),
+        ("default", False),
+        ("default", True),
+        ("reduce-overhead", False),
+    )
+)
 #: Small networks, on digits or on generated images, for the claims about which a run of seconds can say something, in
 #: the order of `FOR_CLAIM`.
 DIGITS: dict[str, tuple[str, ...]] = {
@@ -414,9 +429,32 @@ def evidence(
     what = [", ".join(f"{name} ({recipes[name].hash})" for name in names)]
     devices = {line["device"] for seed in seeds for name in names for line in runs[name, seed] if "device" in line}
     what += [f"trained on {', '.join(sorted(devices))}"] if devices else []
+    codes = {
+        line.get("code", "unknown") for seed in seeds for name in names for line in runs[name, seed] if "lr" in line
+    }
+    if others := codes - {code_of_training()}:
+        what += [f"trained by other code than that of the record ({', '.join(sorted(others))})"]
     if claim_id in REMARKS:
         what += [f"seed {seed}: {REMARKS[claim_id]([runs[name, seed] for name in names])}" for seed in seeds]
     return Seeds(values, seeds, "; ".join(what))
+
+
+def foreign_recipes(claim_id: str, measured: Seeds) -> str:
+    """What a record's evidence says of its recipes that is not so; "" if they are those of the claim, at their hashes.
+
+    How a recipe is computed (`resid.trials.cifar_parts.COMPUTE`) may differ: the record's precision tells of it.
+
+    Args:
+        claim_id: of `MEASURES`. measured: made by `evidence`, of the recipes of the papers.
+    """
+    told = re.findall(r"([\w-]+) \(([0-9a-f]{16})\)", measured.what.partition(";")[0])
+    wanted = FOR_CLAIM[claim_id]
+    if tuple(name for name, _ in told) != wanted:
+        return f"measured on {', '.join(name for name, _ in told) or 'no recipe'}, not on {', '.join(wanted)}"
+    for name, stored in told:
+        if stored not in {RECIPES[name].replace(**ways).hash for ways in _WAYS}:
+            return f"{name} has the hash {RECIPES[name].hash}, not {stored}"
+    return ""
 
 
 def recipes_of(claims: Sequence[str], small: bool = False) -> tuple[str, ...]:

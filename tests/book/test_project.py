@@ -5,13 +5,16 @@ import itertools
 import json
 import re
 import subprocess
+import sys
 import tomllib
+from datetime import datetime
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from resid.ledger import claims, read_records
+from resid.ledger import Seeds, claims, read_records
+from resid.trials.cifar import MEASURES, foreign_recipes
 from tests.teeth.mutations import MUTATIONS
 from tools.bootstrap import torch_source
 from tools.lint_notebooks import parameter_problems, problems
@@ -58,7 +61,7 @@ def test_layers_import_only_what_is_below_them():
         if len(parts) == 1:
             continue
         used = {n.split(".")[1] for n in imports_of(path) if n.startswith("resid.")}
-        extra = used - ALLOWED[parts[0]] - {parts[0], "errors"}
+        extra = used - ALLOWED[parts[0]] - {parts[0], "errors", "_closure"}
         assert not extra, f"{path.relative_to(ROOT)} imports resid.{extra}"
 
 
@@ -73,13 +76,38 @@ def test_environment_yml_says_nothing_that_pyproject_does_not():
     assert content["channels"] == ["conda-forge"]
     python, pip, inner = content["dependencies"]
     assert pip == "pip"
-    assert inner == {"pip": ["-e .[book,run]"]}
-    assert {"book", "run"} <= set(PROJECT["optional-dependencies"])
+    assert inner == {"pip": ["-e .[book,run,lab]"]}
     minor = re.fullmatch(r"python=(3\.\d+)", python)[1]
     assert f"Programming Language :: Python :: {minor}" in PROJECT["classifiers"]
     binder = yaml.safe_load((ROOT / ".binder" / "environment.yml").read_text())
     assert binder["dependencies"][:2] == content["dependencies"][:2]
-    assert binder["dependencies"][2]["pip"][1:] == inner["pip"]
+
+
+@pytest.mark.parametrize("name", ["environment.yml", ".binder/environment.yml"])
+def test_an_environment_installs_what_lies_where_it_says(name):
+    """conda and mamba run pip in the folder of the file."""
+    content = yaml.safe_load((ROOT / name).read_text())
+    assert content["dependencies"][:2] == yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][:2]
+    (line,) = (word for word in content["dependencies"][2]["pip"] if word.startswith("-e "))
+    place, extras = re.fullmatch(r"-e (\.+)\[([a-z,]+)\]", line).groups()
+    assert ((ROOT / name).parent / place / "pyproject.toml").resolve() == ROOT / "pyproject.toml"
+    assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_conda_way_brings_what_the_readme_then_calls():
+    (line,) = (t for t in (ROOT / "README.md").read_text().splitlines() if "conda env create" in t)
+    assert "jupyter lab" in line
+    inner = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][2]["pip"][0]
+    extras = re.search(r"\[([a-z,]+)\]", inner)[1].split(",")
+    needed = [Requirement(t).name for extra in extras for t in PROJECT["optional-dependencies"][extra]]
+    assert "jupyterlab" in needed
+
+
+def test_what_torch_warns_of_itself_is_not_shown_in_a_notebook():
+    """torch.func.hessian imports at its first call what some versions of torch warn of, each with other words."""
+    code = "import torch, resid.trials; torch.func.hessian(lambda x: (x**2).sum())(torch.ones(2))"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_constraints_fit_the_requirements():
@@ -172,6 +200,31 @@ def test_every_mutation_finds_its_passage():
     for mutation in MUTATIONS:
         assert (ROOT / mutation.tests).exists()
         assert not mutation.chapter or (ROOT / "book" / f"{mutation.chapter}.ipynb").exists()
+
+
+def git(*words):
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_records_are_younger_than_their_commit_which_is_part_of_this_history():
+    assert git("rev-parse", "--is-shallow-repository").stdout == "false\n", "fetch the whole history"
+    for record in read_records(ROOT / "results"):
+        commit = record.info["commit"]
+        assert git("merge-base", "--is-ancestor", commit, "HEAD").returncode == 0, (record.path.name, commit)
+        made = datetime.fromisoformat(git("show", "-s", "--format=%cI", commit).stdout.strip())
+        assert made <= datetime.fromisoformat(record.info["started"]), record.path.name
+
+
+def test_records_of_trainings_are_of_the_recipes_that_their_claims_name():
+    trained = [
+        (entry.claim, entry.evidence)
+        for record in read_records(ROOT / "results")
+        for entry in record.entries
+        if entry.claim in MEASURES and isinstance(entry.evidence, Seeds)
+    ]
+    assert len(trained) >= 3
+    for claim, evidence in trained:
+        assert foreign_recipes(claim, evidence) == "", claim
 
 
 def test_records_come_from_committed_code():

@@ -146,9 +146,10 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         cli.main([])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESID_RUNS", "runs")
     (tmp_path / "mine.json").write_text(ALLCONV.to_json())
     assert cli.main(["mine.json", "--device", "cpu"]) == 0
-    assert (tmp_path / "runs" / f"mine-{ALLCONV.hash[:8]}" / "weights.pt").exists()
+    assert (tmp_path / "runs" / f"mine-{ALLCONV.replace(seed=0).hash}-seed{ALLCONV.seed}" / "weights.pt").exists()
     with pytest.raises(RecipeError, match=r"no recipe 'none.json'"):
         cli.read_recipe("none.json")
 

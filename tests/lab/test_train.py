@@ -396,7 +396,7 @@ def test_trackers_get_the_numbers(tmp_path, monkeypatch):
     kept = Kept()
     result = train(PROC, tmp_path, tracker=kept)
     assert [step for step, _ in kept.seen] == [5, 10]
-    assert kept.seen[1][1] == {k: v for k, v in result.metrics[1].items() if k not in ("ratios", "branches", "device")}
+    assert kept.seen[1][1] == {k: v for k, v in result.metrics[1].items() if isinstance(v, (int, float))}
     with pytest.raises(OptionError, match="name = 'neptune'"):
         open_tracker("neptune", PROC, tmp_path)
 
