@@ -152,12 +152,19 @@ def test_lower_bound_equals_brute_force(case):
     assert near_identity_lower_bound(R, depth) >= brute - 2e-7
 
 
-def test_lower_bound_looks_at_vectors_that_shrink():
-    """The maximum lies where the slope of the supporting line is positive, as for one Gaussian map in two thousand."""
-    R = matrix([[1.30934, 0.44534, 0.08116], [1.19970, 1.76559, 0.54562], [0.41736, -1.18732, 1.24952]])
-    found = near_identity_lower_bound(R, 25)
-    assert found == pytest.approx(0.04259, abs=5e-6)
-    assert found == pytest.approx(lower_bound_twin(R, 25), rel=1e-6)
+def test_lower_bound_sweeps_slopes_of_both_signs():
+    """The maximum lies where the slope of the supporting line is negative for one map and positive for the other."""
+    R = matrix([[1.7503, -0.7524], [1.5793, -0.6391]])
+    assert near_identity_lower_bound(R, 3) == pytest.approx(0.7568832, rel=1e-5)
+    R = matrix(
+        [
+            [2.2030, -0.1415, -1.0676, 1.0444],
+            [-0.5860, 1.4204, -0.4187, -1.3871],
+            [0.3722, -0.3989, 0.4149, 1.0507],
+            [0.5716, -0.4471, 0.0605, 2.1170],
+        ]
+    )
+    assert near_identity_lower_bound(R, 25) == pytest.approx(0.0610631, rel=1e-5)
 
 
 def test_lower_bound_at_depth_one_is_the_distance_to_the_identity():
