@@ -42,6 +42,7 @@ from resid.theory.shortcut_zero import (
 
 __all__ = [
     "ShortcutNetwork",
+    "balanced_hessian_spectrum",
     "best_map",
     "condition_number",
     "condition_number_limit",
@@ -301,6 +302,34 @@ def least_linear_loss(X: Any, Y: Any) -> float:
     xx, yx = second_moments(X, Y)
     Y = as_real("Y", Y).to(xx)
     return float(Y.square().sum() / (2 * len(Y)) - 0.5 * (best_map(xx, yx) * yx).sum())
+
+
+@isolated
+def balanced_hessian_spectrum(R: Any, depth: int) -> Tensor:
+    """Nonzero eigenvalues of the Hessian at a balanced minimiser of a linear network with the map R, our own.
+
+    The network has `depth` matrices (no shortcuts, or shortcuts of length 1 with I + W for the matrices), inputs are
+    whitened and R is the best map. Balanced means W_(i+1)^T W_(i+1) = W_i W_i^T. With s the singular values of R the
+    eigenvalues are ``sum_i s_a^(2 (depth - i)/depth) s_b^(2 (i - 1)/depth)``, i = 1..depth, over all pairs a, b. So the
+    condition number on them is (s_max/s_min)^(2 (depth - 1)/depth).
+
+    Args:
+        R: (d, d). depth: number of matrices, >= 1.
+
+    Returns:
+        (d^2,), ascending; where R is singular some are 0.
+
+    Raises:
+        DepthError, ShapeError, NotFiniteError: bad input.
+
+    Example:
+        >>> balanced_hessian_spectrum([[4.0, 0.0], [0.0, 1.0]], depth=2)  # s_a + s_b
+        tensor([2., 5., 5., 8.], dtype=torch.float64)
+    """
+    sizes, depth = torch.linalg.svdvals(as_square("R", R)), as_depth("depth", depth)
+    share = torch.arange(depth, dtype=sizes.dtype, device=sizes.device) * (2 / depth)
+    powers = sizes[:, None] ** share  # (d, depth)
+    return (powers.flip(1) @ powers.mT).flatten().sort().values
 
 
 @isolated(grad=False)

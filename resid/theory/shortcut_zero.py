@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid.errors import OptionError, ShapeError
+from resid.errors import DepthError, OptionError, ShapeError
 from resid.theory._activation import ACTIVATIONS, activate, derivatives
 from resid.theory._ambient import isolated
 from resid.theory._check import as_covariance, as_depth, as_real, as_samples, as_square, check_option
@@ -115,29 +115,41 @@ def hessian_spectrum_at_zero(units: int, M: Any) -> Tensor:
 
 
 @isolated(grad=False)
-def length_one_growth_bound(units: int, M: Any) -> float:
-    """A lower bound on the condition number at zero of a linear 1-shortcut network with whitened inputs, our own.
+def length_one_growth_bound(units: int, M: Any, sigma: Any = None) -> float:
+    """A lower bound on the condition number at zero of a linear 1-shortcut network, our own.
 
-    (1 + (units - 1) lambda_max((A + A^T)/2)) / sigma_max(M), valid for the least absolute eigenvalue and for every
-    quantile of the absolute eigenvalues up to floor(units/2)/units. The numerator is the Rayleigh quotient of a vector
-    that is the same in every unit; vectors (V, -V) on disjoint pairs of neighbouring units are mapped to norm at most
-    sigma_max(M), and there are floor(units/2) d^2 of them. Hence growth at least linear in the depth.
+    lambda_max(B + (units - 1)(A + A^T)/2) / sigma_max(M), with the blocks of `hessian_at_zero`. It holds for the least
+    absolute eigenvalue, and for every quantile of the absolute eigenvalues, interpolated as `condition_number` does, up
+    to (floor(units/2) d^2 - 1) / (units d^2 - 1). The numerator is the largest Rayleigh quotient of a vector that is
+    the same in every unit. Vectors (V, -V) on disjoint pairs of neighbouring units are mapped to norm at most
+    sigma_max(M) ||(V, -V)||, and there are floor(units/2) d^2 of them.
+
+    For d >= 2 it is at least units lambda_max(Sigma) / sigma_max(M): growth at least linear in the depth. For d = 1 it
+    need not grow: y = 2x has M = -1 and the Hessian I.
 
     Args:
-        units: number of units, >= 2. M: (d, d), Sigma_XX - Sigma_YX with Sigma_XX = I.
+        units: number of units, >= 2.
+        M: (d, d), Sigma_XX - Sigma_YX.
+        sigma: (d, d), Sigma_XX; default the identity (whitened inputs).
 
     Raises:
-        DepthError, ShapeError, NotFiniteError: bad input. OptionError: M is zero.
+        DepthError: units is no integer >= 2. ShapeError, NotFiniteError, CovarianceError: bad M or sigma.
+        OptionError: M is zero.
+
+    Example:
+        >>> length_one_growth_bound(2, [[0.5, 0.0], [0.0, 0.5]])  # eigenvalues 1/2 four times, 3/2, 5/2 three times
+        5.0
     """
     units, M = as_depth("units", units), as_square("M", M)
     d = len(M)
     largest = float(torch.linalg.matrix_norm(M, ord=2))
+    if units < 2:
+        raise DepthError("units = 1: the bound is about pairs of units, an integer >= 2 is needed")
     if largest == 0:
         raise OptionError("M is zero: the bound divides by its largest singular value")
-    eye = torch.eye(d, dtype=M.dtype, device=M.device)
-    A = (torch.einsum("ac,be->abce", eye, eye) + torch.einsum("bc,ae->abce", eye, M)).reshape(d * d, d * d)
-    top = float(torch.linalg.eigvalsh((A + A.mT) / 2)[-1])
-    return (1 + (units - 1) * top) / largest
+    H = hessian_at_zero(1, 2, M, sigma)
+    B, A = H[: d * d, : d * d], H[d * d :, : d * d]
+    return float(torch.linalg.eigvalsh(B + (units - 1) * (A + A.mT) / 2)[-1]) / largest
 
 
 @isolated
@@ -163,20 +175,30 @@ def neuron_matrices(W1: Any, X: Any, Y: Any) -> Tensor:
     return torch.einsum("mr,mi,mj->rij", active, X - Y, X) / len(X)
 
 
-def whitened_condition_bound(largest_share: float) -> float:
-    """(1 + sqrt(p)) / (1 - sqrt(p)): the condition number of a 2-shortcut network at zero is at most this, our own.
+@isolated(grad=False)
+def whitened_condition_bound(shares: Any) -> float:
+    """(1 + s) / (1 - s): the condition number of a linear 2-shortcut network at zero is at most this, our own.
 
-    For whitened inputs and one-hot labels, p the share of the largest class: then the largest singular value of
-    Sigma_YX is at most sqrt(p), and M = I - Sigma_YX.
+    For centred and whitened inputs and one-hot labels; s^2 is the largest eigenvalue of diag(p) - p p^T, the covariance
+    of the labels, with p the shares of the classes. Then s is the most that a singular value of Sigma_YX can be, and
+    M = I - Sigma_YX. Since s^2 <= min(max p, 1/2), the bound is at most 3 + 2 sqrt(2), whatever the shares.
+
+    Args:
+        shares: (K,), at least two of them positive, with the sum 1.
 
     Raises:
-        OptionError: p not in (0, 1).
+        OptionError: other shares. ShapeError, NotFiniteError: no vector of numbers.
 
     Example:
-        >>> round(whitened_condition_bound(0.1), 3)
-        1.925
+        >>> round(whitened_condition_bound([0.9, 0.1]), 3), round(whitened_condition_bound([0.1] * 10), 3)
+        (2.474, 1.925)
     """
-    if isinstance(largest_share, (bool, str)) or not 0 < largest_share < 1:
-        raise OptionError(f"largest_share = {largest_share!r}: a number between 0 and 1 is needed")
-    root = math.sqrt(largest_share)
+    p = as_real("shares", shares).to("cpu", torch.float64)
+    if p.ndim != 1:
+        raise ShapeError(f"shares has shape {tuple(p.shape)}: a vector (K,) is needed")
+    if not bool((p >= 0).all()) or int((p > 0).sum()) < 2 or abs(float(p.sum()) - 1) > 1e-6:
+        raise OptionError(
+            f"shares = {p.tolist()!r}: numbers >= 0 with the sum 1 are needed, at least two of them positive"
+        )
+    root = math.sqrt(float(torch.linalg.eigvalsh(torch.diag(p) - torch.outer(p, p))[-1]))
     return (1 + root) / (1 - root)

@@ -8,21 +8,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
+from resid.lab.descent import descend, initial_weights
 from resid.lab.shortcut_study import Study
 from resid.ledger.evidence import Cases, Counterexample, Seeds
-from resid.theory.shortcut import ShortcutNetwork, best_map, hessian_eigenvalues
+from resid.theory.shortcut import ShortcutNetwork, balanced_hessian_spectrum, best_map, hessian_eigenvalues
+from resid.theory.targets import random_rotation
 from resid.trials._worst import worst_of
 
 __all__ = [
     "Conditioning",
+    "Trained",
+    "balanced_minimisers",
     "conditioning",
     "escape",
     "final_losses",
     "minimisers",
     "norms_fall_with_depth",
     "relu_losses",
+    "trained_minimisers",
 ]
 
 PLAIN = ("xavier", "orthogonal")
@@ -157,6 +162,9 @@ def minimisers(n: int, generator: Generator, depth: int = 6, d: int = 3) -> tupl
     Returns:
         Evidence for a rank of at most d^2: the largest further eigenvalue relative to the largest; and the largest and
         the least condition number, on the nonzero eigenvalues, of minimisers of one network, every other case.
+
+    Raises:
+        ArithmeticError: the widest gap between successive eigenvalues is not the one after the first d^2.
     """
     network = ShortcutNetwork(2, depth // 2, d)
     beyond, conditions = [], []
@@ -167,15 +175,14 @@ def minimisers(n: int, generator: Generator, depth: int = 6, d: int = 3) -> tupl
         yx = torch.randn(d, d, generator=generator, dtype=torch.float64)
         if case % 2 == 0:  # the same problem again and again, for the counterexample
             xx, yx = eye, torch.diag(torch.arange(1.0, d + 1, dtype=torch.float64))
-        W = 0.5 * torch.randn(depth // 2, 2, d, d, generator=generator, dtype=torch.float64)
-        W[-1, 0] = torch.randn(d, d, generator=generator, dtype=torch.float64) + 2 * eye
-        W[-1, 1] = 0
-        others = network.linear_map(W)  # the last unit adds nothing yet
-        wanted = best_map(xx, yx) @ torch.linalg.inv(others) - eye
-        W[-1, 1] = wanted @ torch.linalg.inv(W[-1, 0])
+        W = _random_minimiser(network, best_map(xx, yx), generator)
         values = hessian_eigenvalues(network.hessian_from_moments(W, xx, yx)).abs().sort(descending=True).values
-        beyond.append(float(values[d * d] / values[0]))
-        conditions.append(float(values[0] / values[d * d - 1]))
+        steps = values[:-1] / values[1:].clamp_min(1e-14 * values[0])
+        rank = 1 + int(steps.argmax())  # where the spectrum breaks off
+        if rank != d * d:
+            raise ArithmeticError(f"the spectrum breaks off after {rank} eigenvalues, not after d^2 = {d * d}")
+        beyond.append(float(values[rank] / values[0]))
+        conditions.append(float(values[0] / values[rank - 1]))
     about = (
         f"random minimisers of linear 2-shortcut networks, d = {d}, depth {depth}: eigenvalue d^2 + 1 over the first"
     )
@@ -183,3 +190,111 @@ def minimisers(n: int, generator: Generator, depth: int = 6, d: int = 3) -> tupl
     what = f"log10 of the condition numbers on the nonzero eigenvalues, largest and least of {len(same)} minimisers"
     against = Counterexample(math.log10(max(same)), math.log10(min(same)), "==", f"{what} of one network")
     return Cases(n, worst_of(beyond), about, statement="corrected"), against
+
+
+def _random_minimiser(network: ShortcutNetwork, best: Tensor, generator: Generator) -> Tensor:
+    """Random weights of a linear 2-shortcut network whose last matrix is chosen such that its map is `best`."""
+    d = network.width
+    eye = torch.eye(d, dtype=torch.float64)
+    W = 0.5 * torch.randn(network.units, 2, d, d, generator=generator, dtype=torch.float64)
+    W[-1, 0] = torch.randn(d, d, generator=generator, dtype=torch.float64) + 2 * eye
+    W[-1, 1] = 0
+    others = network.linear_map(W)  # the last unit adds nothing yet
+    W[-1, 1] = (best @ torch.linalg.inv(others) - eye) @ torch.linalg.inv(W[-1, 0])
+    return W
+
+
+def balanced_minimisers(n: int, generator: Generator) -> Cases:
+    """`balanced_hessian_spectrum` against the Hessian at balanced minimisers, d = 1..4, 1 to 8 matrices.
+
+    The matrices are U_i S^(1/D) U_(i-1)^T with random orthogonal U_i and the singular values S of the map; plain
+    networks and shortcuts of length 1 in turn. Singular values spread over up to two decades.
+    """
+    errors = []
+    for case in range(n):
+        d, depth, shortcut = 1 + case % 4, 1 + case // 4 % 8, bool(case % 2)
+        eye = torch.eye(d, dtype=torch.float64)
+        bases = torch.stack([random_rotation(d, generator) for _ in range(depth + 1)])
+        sizes = (2.3 * torch.randn(d, generator=generator, dtype=torch.float64)).clamp(-2.3, 2.3).exp()
+        W = bases[1:] @ torch.diag(sizes ** (1 / depth)) @ bases[:-1].mT
+        R = bases[-1] @ torch.diag(sizes) @ bases[0].mT
+        network = ShortcutNetwork(1, depth, d, shortcut=shortcut)
+        values = hessian_eigenvalues(network.hessian_from_moments((W - eye if shortcut else W)[:, None], eye, R))
+        expected = torch.cat(
+            [torch.zeros((depth - 1) * d * d, dtype=torch.float64), balanced_hessian_spectrum(R, depth)]
+        )
+        errors.append(float((values - expected).abs().max() / expected[-1]))
+    return Cases(n, worst_of(errors), "random balanced minimisers, whitened inputs, d = 1..4, 1 to 8 matrices")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Outcome of `trained_minimisers`.
+
+    spread: evidence, per seed the decimal logarithm of the largest over the least condition number. logs: (seeds, 3),
+    decimal logarithms for 2-shortcut, 1-shortcut and orthogonal networks. balanced: (seeds,), the same by the formula
+    for a balanced minimiser. random: (seeds,), at a random minimiser of the 2-shortcut network. excess: the largest
+    excess loss where descent ended.
+    """
+
+    spread: Seeds
+    logs: np.ndarray
+    balanced: np.ndarray
+    random: np.ndarray
+    excess: float
+
+
+def trained_minimisers(seeds: Sequence[int], depth: int = 8, d: int = 4) -> Trained:
+    """Condition numbers, on the d^2 nonzero eigenvalues, where gradient descent ends; whitened inputs.
+
+    The best map is I + 0.3 G with Gaussian G and a determinant above 0.1. Networks with shortcuts start from a
+    hundredth of Xavier weights, plain ones from orthogonal weights whose product is a rotation.
+
+    Raises:
+        ArithmeticError: an excess loss above 1e-9 after 16,000 epochs.
+    """
+    logs, balanced, random, excess = [], [], [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(2000 + seed)
+        R = -torch.eye(d, dtype=torch.float64)
+        R[0, 0] = 1
+        while not float(torch.linalg.det(R)) > 0.1:
+            R = torch.eye(d, dtype=torch.float64) + 0.3 * torch.randn(d, d, generator=generator, dtype=torch.float64)
+        found = []
+        for length, shortcut in ((2, True), (1, True), (1, False)):
+            network = ShortcutNetwork(length, depth // length, d, shortcut=shortcut)
+            if shortcut:
+                W = initial_weights(network, "xavier", generator, 0.01)
+            else:
+                W = initial_weights(network, "orthogonal", generator)
+                W[0, 0, 0] *= float(torch.linalg.det(network.linear_map(W)).sign())
+            W, reached = _to_the_end(network, W, R)
+            found.append(_log_condition(network, W, R))
+            excess.append(reached)
+        logs.append(found)
+        values = balanced_hessian_spectrum(R, depth)
+        balanced.append(math.log10(float(values[-1] / values[0])))
+        network = ShortcutNetwork(2, depth // 2, d)
+        random.append(_log_condition(network, _random_minimiser(network, R, generator), R))
+    table = np.array(logs)
+    what = f"log10 of largest over least condition number of three trained networks, d = {d}, depth {depth}"
+    spread = Seeds((table.max(1) - table.min(1)).tolist(), list(seeds), what)
+    return Trained(spread, table, np.array(balanced), np.array(random), worst_of(excess))
+
+
+def _to_the_end(network: ShortcutNetwork, W: Tensor, R: Tensor) -> tuple[Tensor, float]:
+    """Weights and excess loss where gradient descent on the best map R ends, below 1e-9; inputs sqrt(d) e_i."""
+    X = len(R) ** 0.5 * torch.eye(len(R), dtype=R.dtype)
+    for _ in range(16):
+        run = descend(network, W[None], 0.05, X, X @ R.mT, 1000)
+        W, excess = run.weights[1000][0], float(run.loss[-1, 0])
+        if excess <= 1e-9:
+            return W, excess
+    raise ArithmeticError(f"descent ended at an excess loss of {excess:.3g}, above 1e-9")
+
+
+def _log_condition(network: ShortcutNetwork, W: Tensor, R: Tensor) -> float:
+    """Decimal logarithm of the condition number on the d^2 largest eigenvalues at a minimiser, whitened inputs."""
+    d = len(R)
+    values = hessian_eigenvalues(network.hessian_from_moments(W, torch.eye(d, dtype=R.dtype), R))[-d * d :]
+    return math.log10(float(values[-1] / values[0]))

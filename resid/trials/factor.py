@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -186,12 +187,31 @@ def normal_targets_gap(n: int, generator: Generator) -> tuple[float, float]:
     return worst_of(gaps), worst_of(slacks)
 
 
-def split_counterexample(angle: float = 3.1, depth: int = 5) -> Counterexample:
-    """Two plane turns by `angle`, as U and V^T: the best of all whole splits against the bound of the first version."""
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    best = min(_three_factor_norm(turn, np.ones(2), turn, (q, 0, depth - q)) for q in range(1, depth))
-    what = f"two turns by {angle:g}, {depth} layers: best whole split against the bound of the first version"
-    return Counterexample(best, near_identity_bound(turn @ turn, depth, "submission"), "<=", what)
+def split_counterexample(depth: int = 5) -> Counterexample:
+    """The best of all whole splits, and of all signs of singular vectors, against the bound of the first version.
+
+    d = 6, U and V Haar-distributed, distinct singular values with gamma = 1e-5. So the decomposition U K V^T with
+    falling singular values is determined up to the signs of pairs of columns, of which those count that make U and V
+    rotations.
+    """
+    rng, d = np.random.default_rng(41), 6
+    U, V = (_haar(d, rng) for _ in range(2))
+    K = np.exp(np.linspace(1e-5, -1e-5, d))
+    splits = [(q, p, depth - q - p) for q in range(1, depth) for p in range(1, depth - q)]
+    norms = []
+    for signs in product((1.0, -1.0), repeat=d):
+        rotations = U * signs, (V * signs).T
+        if all(np.linalg.det(rotation) > 0 for rotation in rotations):
+            norms += [_three_factor_norm(rotations[0], K, rotations[1], split) for split in splits]
+    what = (
+        f"d = 6, distinct singular values, {depth} layers: best whole split and signs against the first version's bound"
+    )
+    return Counterexample(min(norms), near_identity_bound((U * K) @ V.T, depth, "submission"), "<=", what)
+
+
+def _haar(d: int, rng: np.random.Generator) -> np.ndarray:
+    Q, R = np.linalg.qr(rng.standard_normal((d, d)))
+    return Q * np.sign(np.diag(R))
 
 
 def split_rounded(n: int, generator: Generator) -> Cases:
@@ -273,13 +293,16 @@ def search_least_norm(R: Tensor, depth: int) -> tuple[float, float]:
 
 
 def determinants_stay_positive(n: int, generator: Generator) -> float:
-    """Least determinant of I + A over random A of norm .999, d = 1..6; half of them reach down to -.999 I."""
+    """Least ratio of det(I + A) to .001^d over random A of norm .999, d = 1..6.
+
+    Every other A is -.999 I but for 1e-3, 1e-5, 1e-7 or 1e-9 times a Gaussian matrix, brought to the norm .999 again.
+    """
     found = []
     for case in range(n):
         d = 1 + case % 6
         A = torch.randn(d, d, generator=generator, dtype=torch.float64)
-        if case % 2:
-            A = -torch.eye(d, dtype=torch.float64) + 0.3 * A
+        if case // 6 % 2:
+            A = -0.999 * torch.eye(d, dtype=torch.float64) + 10.0 ** -(3 + 2 * (case // 12 % 4)) * A
         A = 0.999 * A / torch.linalg.matrix_norm(A, ord=2)
-        found.append(-float(torch.linalg.det(torch.eye(d, dtype=torch.float64) + A)))
+        found.append(-float(torch.linalg.det(torch.eye(d, dtype=torch.float64) + A)) / 0.001**d)
     return -worst_of(found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from torch import Generator, Tensor
 
 from resid.ledger.evidence import Cases, Counterexample
@@ -104,12 +104,13 @@ def gradient_against_autograd(n: int, generator: Generator) -> Cases:
 def bound_ratios(n: int, generator: Generator) -> dict[str, np.ndarray]:
     """Lower bounds over the squared gradient, for four bounds; a ratio above 1 is a violation.
 
-    d = 1..5, depth 2..11, layers of norm below .95, second moments at random scales. One instance in four is near the
-    extreme case of the proof: layers near -tau I, the error near the weakest eigenvector of Sigma. One in seven has a
-    singular Sigma.
+    d = 1..5 in turn, depth 2..11, layers of norm below .95, second moments at random scales. One instance in four is
+    near the extreme case of the proof, at a distance of .1, .01 or .001: layers near -tau I, the error near the weakest
+    eigenvector of Sigma. One in seven has a singular Sigma.
 
     Returns:
-        "corrected", "product form", "printed" and "exponent right, sigma_min squared", each (n,).
+        "corrected", "product form", "printed" and "exponent right, sigma_min squared", each (n,); instance i has
+        d = 1 + i % 5.
     """
     ratio: dict[str, list[float]] = {
         name: [] for name in ("corrected", "product form", "printed", "exponent right, sigma_min squared")
@@ -117,7 +118,7 @@ def bound_ratios(n: int, generator: Generator) -> dict[str, np.ndarray]:
     for case in range(n):
         d = 1 + case % 5
         rank = max(1, d - 2) if case % 7 == 0 else d
-        A, R, sigma = _instance(d, 2 + case % 10, rank, case % 4 == 0, generator)
+        A, R, sigma = _instance(d, 2 + case % 10, rank, 10.0 ** -(1 + case % 3) if case % 4 == 0 else None, generator)
         squared = float(risk_gradient(A, R, sigma).square().sum())
         bound = float(gradient_lower_bound(A, R, sigma)) / squared
         low, room = smallest_nonzero_eigenvalue(sigma), 1 - float(max_layer_norm(A))
@@ -128,19 +129,23 @@ def bound_ratios(n: int, generator: Generator) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in ratio.items()}
 
 
-def _instance(d: int, depth: int, rank: int, extreme: bool, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _instance(
+    d: int, depth: int, rank: int, distance: float | None, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Layers, target and second moment; with a distance from the extreme case, or anywhere."""
     half = _normal(generator, d, rank)
     sigma = half @ half.mT / d + (0.1 * _eye(d) if rank == d else 0)
     sigma = sigma * float(_normal(generator, 1).mul(2).exp())
     direction = _normal(generator, depth, d, d)
-    if extreme:
-        direction = -_eye(d) + 0.1 * direction
-    size = 0.95 * torch.rand(1 if extreme else depth, 1, 1, generator=generator, dtype=torch.float64)
+    if distance is not None:
+        direction = -_eye(d) + distance * direction
+    equal = distance is not None
+    size = 0.95 * torch.rand(1 if equal else depth, 1, 1, generator=generator, dtype=torch.float64)
     A = size * direction / torch.linalg.matrix_norm(direction, ord=2)[:, None, None]
     R = _normal(generator, d, d)
-    if extreme:
+    if distance is not None:
         weakest = torch.linalg.eigh(sigma)[1][:, d - rank]  # of the nonzero ones
-        R = compose(A) + torch.outer(_normal(generator, d), weakest + 0.1 * _normal(generator, d))
+        R = compose(A) + torch.outer(_normal(generator, d), weakest + distance * _normal(generator, d))
     return A, R, sigma
 
 
@@ -346,7 +351,8 @@ def descent_in_the_ball(n: int, generator: Generator, depth: int = 16, rate: flo
     """Gradient descent from A = 0 on targets of positive determinant, d = 4: risk after a step over the promised risk.
 
     With a step size for which f(A+) <= f(A) - rate/2 ||gradient||^2, the inequality of Theorem 2.2 promises
-    f(A+) <= f - rate/2 bound. The first 150 steps are compared, then the run goes on for up to 4,000.
+    f(A+) <= f - rate/2 bound. The first 150 steps are compared, then the run goes on for up to 4,000. The targets are
+    I + .35 G. Beside each run stands one step that attains the promise, see `_extreme_step`, d = 1..4.
     """
     ratios, left_ball, solved, sigma = [], 0, 0, _eye(4)
     for _ in range(n):
@@ -364,8 +370,37 @@ def descent_in_the_ball(n: int, generator: Generator, depth: int = 16, rate: flo
             ratios.append(float(population_risk(A, R, sigma)) / promised)
             left_ball += not float(max_layer_norm(A)) < 1
         solved += bool(gradient_descent(A, R, sigma, rate, 4000).converged)
-    what = f"{n} targets, d = 4, depth {depth}, 150 steps each: risk over promised risk"
+    for case in range(n):
+        A, R, second, longest = _extreme_step(1 + case % 4, 2 + case % 5, generator)
+        promised = float(population_risk(A, R, second)) - longest / 2 * float(gradient_lower_bound(A, R, second))
+        ratios.append(float(population_risk(A - longest * risk_gradient(A, R, second), R, second)) / promised)
+    what = f"{n} targets, d = 4, depth {depth}, 150 steps each, and {n} extreme steps: risk over promised risk"
     return DescentTrial(Cases(n, worst_of(ratios), what), solved / n, left_ball)
+
+
+def _extreme_step(d: int, depth: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Layers -tau I, an error on the weakest eigenvector of Sigma, and the longest step that keeps its promise.
+
+    There the bound is ||gradient||^2, and the longest step size is that with f(A+) = f(A) - rate/2 ||gradient||^2.
+
+    Returns:
+        A, R, Sigma and the step size.
+    """
+    half = _normal(generator, d, d)
+    sigma = half @ half.mT / d + 0.1 * _eye(d)
+    tau = 0.1 + 0.5 * float(torch.rand((), generator=generator))
+    A = -tau * _eye(d).repeat(depth, 1, 1)
+    R = compose(A) + torch.outer(_normal(generator, d), torch.linalg.eigh(sigma)[1][:, 0])
+    gradient, first = risk_gradient(A, R, sigma), float(population_risk(A, R, sigma))
+    squared = float(gradient.square().sum())
+
+    def spare(rate: float) -> float:
+        return first - rate / 2 * squared - float(population_risk(A - rate * gradient, R, sigma))
+
+    high = 1e-3
+    while spare(high) > 0:
+        high *= 2
+    return A, R, sigma, float(brentq(spare, high * 1e-9, high, xtol=1e-15, rtol=1e-14))
 
 
 def augmented_determinants(n: int, generator: Generator) -> Cases:

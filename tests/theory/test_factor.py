@@ -152,6 +152,21 @@ def test_lower_bound_equals_brute_force(case):
     assert near_identity_lower_bound(R, depth) >= brute - 2e-7
 
 
+def test_lower_bound_sweeps_slopes_of_both_signs():
+    """The maximum lies where the slope of the supporting line is negative for one map and positive for the other."""
+    R = matrix([[1.7503, -0.7524], [1.5793, -0.6391]])
+    assert near_identity_lower_bound(R, 3) == pytest.approx(0.7568832, rel=1e-5)
+    R = matrix(
+        [
+            [2.2030, -0.1415, -1.0676, 1.0444],
+            [-0.5860, 1.4204, -0.4187, -1.3871],
+            [0.3722, -0.3989, 0.4149, 1.0507],
+            [0.5716, -0.4471, 0.0605, 2.1170],
+        ]
+    )
+    assert near_identity_lower_bound(R, 25) == pytest.approx(0.0610631, rel=1e-5)
+
+
 def test_lower_bound_at_depth_one_is_the_distance_to_the_identity():
     R = torch.eye(4, dtype=F64) + 0.1 * torch.randn(4, 4, generator=generator(0), dtype=F64)
     distance = float(torch.linalg.matrix_norm(R - torch.eye(4, dtype=F64), ord=2))

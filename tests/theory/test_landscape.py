@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resid.errors import CovarianceError, DeterminantError, NotFiniteError, OptionError, ShapeError
-from resid.theory.factor import compose, factor_near_identity
+from resid.theory.factor import compose, factor_near_identity, max_layer_norm
 from resid.theory.landscape import (
     augment_covariance,
     augment_negative_determinant,
@@ -250,6 +250,28 @@ def test_descent_reaches_a_positive_target_and_stalls_on_a_negative_one():
     assert not bool(run.converged.any())
     assert torch.all(run.risk[-1] > floor)
     assert torch.all(run.risk[-1] < floor + 0.02)
+
+
+@pytest.mark.parametrize("eigenvalues", [(-1.0, -1.0), (-1.0, -2.0), (-0.5, 1.5, -2.0)])
+def test_a_positive_determinant_is_not_enough(eigenvalues):
+    """Symmetric R with negative eigenvalues (Bartlett, Helmbold and Long): from zero each is a problem of its own.
+
+    Descent stays among polynomials in R, so the negative eigenvalues are learned as 0 at best, well inside the ball.
+    """
+    values = torch.tensor(eigenvalues, dtype=F64)
+    R, eye = torch.diag(values), torch.eye(len(values), dtype=F64)  # diagonal: rounding keeps the symmetry
+    assert float(torch.linalg.det(R)) > 0
+    assert float(max_layer_norm(factor_near_identity(R, 16))) < 0.35  # a solution inside the ball
+    run = gradient_descent(0 * eye.repeat(16, 1, 1), R, eye, 0.01, 1500)
+    floor = float(values[values < 0].square().sum())
+    assert not bool(run.converged)
+    assert torch.all(run.risk > floor * (1 - 1e-9))
+    assert float(run.risk[-1]) < floor + 0.01
+    assert float(max_layer_norm(run.A)) < 0.5
+    assert float((run.A @ R - R @ run.A).abs().max()) < 1e-12
+    if eigenvalues == (-1.0, -1.0):
+        noise = 0.05 * torch.randn(16, 2, 2, generator=generator(0), dtype=F64)
+        assert bool(gradient_descent(noise, R, eye, 0.02, 3000).converged)
 
 
 def test_descent_is_gradient_descent():

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from resid.errors import CovarianceError, DepthError, NotFiniteError, OptionErro
 from resid.lab.data import load_whitened
 from resid.theory.shortcut import (
     ShortcutNetwork,
+    balanced_hessian_spectrum,
     condition_number,
     condition_number_limit,
     hessian_at_zero,
@@ -175,18 +177,99 @@ def test_scalar_length_one_spectrum():
     np.testing.assert_allclose(values, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_growth_bound_of_length_one_holds_and_is_close(seed):
-    gen = generator(seed)
-    M = torch.eye(4, dtype=F64) - 0.3 * normal(gen, 4, 4)
-    for units in (2, 5, 16):
-        H = hessian_at_zero(1, units, M)
-        bound = length_one_growth_bound(units, M)
-        assert condition_number(H, 0.1) >= bound * (1 - 1e-9)
-        assert condition_number(H) >= bound * (1 - 1e-9)
-        top = bound * float(torch.linalg.matrix_norm(M, ord=2))
-        assert top <= float(torch.linalg.eigvalsh(H)[-1]) * (1 + 1e-9)
-    assert top >= 0.9 * float(torch.linalg.eigvalsh(H)[-1])
+def growth_spectrum(units, d, m):
+    """|eigenvalues| at zero for length 1, Sigma = I and M = m I, m > 0, in exact fractions, ascending.
+
+    On symmetric V the map C(V) = M V^T is m, on skew ones -m; c stands for either. The units see 1 on the diagonal and
+    1 + c elsewhere.
+    """
+    found = []
+    for c, copies in ((m, d * (d + 1) // 2), (-m, d * (d - 1) // 2)):
+        found += copies * ([abs(1 + (units - 1) * (1 + c))] + (units - 1) * [abs(c)])
+    return sorted(found)
+
+
+def interpolated(values, q):
+    """The quantile q of ascending fractions, linear between order statistics."""
+    place = q * (len(values) - 1)
+    low = place.numerator // place.denominator
+    return values[low] if low == place else values[low] + (place - low) * (values[low + 1] - values[low])
+
+
+def last_quantile(units, d):
+    """The greatest quantile for which the growth bound is claimed."""
+    return Fraction(units // 2 * d * d - 1, units * d * d - 1)
+
+
+@pytest.mark.parametrize(
+    ("units", "d", "m", "q", "true"),
+    [
+        (2, 2, Fraction(1, 2), Fraction(1, 2), Fraction(5, 2)),
+        (2, 3, Fraction(3, 10), Fraction(1, 2), Fraction(23, 10)),
+        (2, 2, Fraction(1, 20), Fraction(1, 2), Fraction(41, 20)),
+        (2, 1, Fraction(1, 10), Fraction(1, 10), Fraction(7)),
+    ],
+)
+def test_growth_bound_of_length_one_on_exact_instances(units, d, m, q, true):
+    """It is attained up to its last quantile, and false at these ones beyond."""
+    values = growth_spectrum(units, d, m)
+    M = float(m) * torch.eye(d, dtype=F64)
+    np.testing.assert_allclose(
+        hessian_eigenvalues(hessian_at_zero(1, units, M)).abs().sort().values, [*map(float, values)]
+    )
+    bound = length_one_growth_bound(units, M)
+    exact = (units + (units - 1) * m) / m
+    assert bound == pytest.approx(float(exact), rel=1e-12)
+    last = last_quantile(units, d)
+    assert values[-1] / interpolated(values, last) == exact
+    assert q > last
+    assert values[-1] / interpolated(values, q) == true
+    assert condition_number(hessian_at_zero(1, units, M), float(q)) == pytest.approx(float(true))
+    assert true < exact
+
+
+def test_growth_needs_two_dimensions_and_two_units():
+    """d = 1, y = 2x: the Hessian is the identity at every depth; one unit: it is Sigma."""
+    for units in (2, 5, 30):
+        assert condition_number(hessian_at_zero(1, units, [[-1.0]])) == 1
+        assert length_one_growth_bound(units, [[-1.0]]) == 1
+    with pytest.raises(DepthError, match="units = 1"):
+        length_one_growth_bound(1, torch.eye(2))
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4])
+def test_growth_bound_of_length_one_under_attack(d):
+    """Every Sigma, singular and badly scaled too; every shape and size of M; least eigenvalue and last quantile."""
+    gen, worst, top = generator(d), 0.0, 0.0
+    for case in range(250):
+        units = 2 + case % 6
+        half = normal(gen, d, d) @ torch.diag(normal(gen, d).mul(case % 3).exp())
+        sigma = half @ half.mT
+        if case % 5 == 0:
+            sigma[-1], sigma[:, -1] = 0, 0
+        M = normal(gen, d, d)
+        shape = case // 6 % 6
+        if shape == 1:
+            M = M - M.mT if d > 1 else M
+        elif shape == 2:
+            M = torch.outer(M[0], M[-1])
+        elif shape == 3:
+            sigma, M = torch.eye(d, dtype=F64), torch.eye(d, dtype=F64) + 10.0 ** -(case // 18) * M
+        elif shape == 4:
+            M = -(M @ M.mT)
+        elif shape == 5:  # the labels that make x -> 2x, nearly
+            M = -sigma + 10.0 ** -(case % 5) * M
+        M = M * float(normal(gen, 1).mul(3).exp())
+        H = hessian_at_zero(1, units, M, sigma)
+        sizes = np.sort(hessian_eigenvalues(H).abs().numpy())
+        bound = length_one_growth_bound(units, M, sigma)
+        small = sizes[units // 2 * d * d - 1]  # the order statistic that the last quantile reaches
+        worst = max(worst, bound * small / sizes[-1])
+        if d >= 2:
+            top = max(top, units * float(torch.linalg.eigvalsh(sigma)[-1] / torch.linalg.matrix_norm(M, ord=2)) / bound)
+    assert 0.999999 < worst <= 1 + 1e-9  # attained, so a bound larger by a millionth would show
+    assert top <= 1 + 1e-9
+    assert d == 1 or top > 0.9
 
 
 def test_relu_between_the_matrices_has_a_hessian_per_neuron():
@@ -238,8 +321,49 @@ def test_digits_have_the_recorded_numbers():
     assert least_linear_loss(X, Y) == pytest.approx(0.276599, abs=1e-6)
     other = load_whitened("digits", signs=[-1] + [1] * 9)[0]
     assert condition_number(hessian_spectrum_at_zero(1, moment_difference(other, Y))) != pytest.approx(1.6783, abs=1e-3)
-    largest = float(Y.mean(0).max())
-    assert condition_number(spectrum) <= whitened_condition_bound(largest)
+    assert condition_number(spectrum) <= whitened_condition_bound(Y.mean(0))
+
+
+def labelled(gen, counts, copies):
+    """One-hot labels (m, K), and centred inputs (m, K) of second moment I, as far from chance as the labels allow.
+
+    The inputs are the centred labels, brought to second moment 1 where they vary, turned over in every other direction
+    of an eigenbasis of their covariance, and random where they do not vary.
+    """
+    K = len(counts)
+    Y = torch.eye(K, dtype=F64).repeat_interleave(copies * torch.tensor(counts), 0)
+    centred = Y - Y.mean(0)
+    basis = torch.linalg.eigh(centred.mT @ centred / len(Y))[1]
+    signs = (-1.0) ** torch.arange(K, dtype=F64)
+    along = torch.cat([normal(gen, len(Y), 1), (centred @ basis)[:, 1:] * signs[1:]], 1)  # the first one is constant
+    along = along - along.mean(0)
+    along[:, 0] -= along[:, 1:] @ torch.linalg.lstsq(along[:, 1:], along[:, 0]).solution
+    return Y, along / along.square().mean(0).sqrt() @ basis.mT
+
+
+@pytest.mark.parametrize("counts", [(9, 1), (1, 1), (1, 1, 1), (7, 2, 1), (1, 1, 1, 1), (97, 1, 1, 1), (3, 3, 2, 2)])
+def test_class_bound_under_attack(counts):
+    """Inputs made of the labels, and turned in every way: never above; attained by three equal classes."""
+    gen, shares = generator(0), torch.tensor(counts, dtype=F64) / sum(counts)
+    bound, worst = whitened_condition_bound(shares), 0.0
+    spread = torch.diag(shares) - torch.outer(shares, shares)
+    root = float(torch.linalg.eigvalsh(spread)[-1]) ** 0.5
+    assert bound == pytest.approx((1 + root) / (1 - root), rel=1e-12)
+    assert bound <= 3 + 2 * 2**0.5 + 1e-12
+    for case in range(120):
+        Y, X = labelled(gen, counts, 4)
+        if case:
+            skew = (0.01, 0.3, 3.0)[case % 3] * normal(gen, *spread.shape).tril(-1)
+            X = X @ torch.matrix_exp(skew - skew.mT)
+        np.testing.assert_allclose(X.mT @ X / len(X), torch.eye(len(counts)), atol=1e-9)
+        worst = max(worst, condition_number(hessian_spectrum_at_zero(1, moment_difference(X, Y))) / bound)
+    assert worst <= 1 + 1e-9
+    if counts == (1, 1, 1):
+        assert worst > 1 - 1e-9
+    if counts == (9, 1):
+        assert bound == pytest.approx(2.4738, abs=1e-4)
+        aligned = Y / shares.sqrt()  # of second moment I, but not centred: the bound does not hold
+        assert condition_number(hessian_spectrum_at_zero(1, moment_difference(aligned, Y))) > 13
 
 
 def test_hessian_at_an_optimum_has_rank_at_most_d_squared():
@@ -252,6 +376,34 @@ def test_hessian_at_an_optimum_has_rank_at_most_d_squared():
     assert float(values[:-9].abs().max()) < 1e-12
     assert hessian_index(values) == 0
     assert condition_number(values) == condition_number_limit(72)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_balanced_minimiser_has_the_spectrum_of_the_formula(d, depth):
+    """Against second derivatives of the definition, for diagonal matrices in random bases; one map is singular."""
+    gen = generator(10 * d + depth)
+    for singular in (False, True):
+        s = normal(gen, d).exp()
+        s[-1] *= not singular
+        bases = torch.linalg.qr(normal(gen, depth + 1, d, d))[0]
+        W = bases[1:] @ torch.diag(s ** (1 / depth)) @ bases[:-1].mT
+        R = bases[-1] @ torch.diag(s) @ bases[0].mT
+        X = d**0.5 * torch.eye(d, dtype=F64)
+        values = hessian_eigenvalues(hessian_twin(W[:, None], X, X @ R.mT, "linear", "mid", False))
+        expected = sorted(
+            sum(float(a) ** (2 * (depth - i) / depth) * float(b) ** (2 * (i - 1) / depth) for i in range(1, depth + 1))
+            for a in s
+            for b in s
+        )
+        found = balanced_hessian_spectrum(R, depth)
+        np.testing.assert_allclose(found, expected, atol=1e-6 * expected[-1])  # the root of a singular value's rounding
+        np.testing.assert_allclose(values[-d * d :], expected, atol=1e-12 * expected[-1])
+        assert depth == 1 or float(values[: -d * d].abs().max()) <= 1e-12 * expected[-1]
+        if not singular:
+            np.testing.assert_allclose(found, expected, rtol=1e-10)
+            ratio = (float(s.max()) / float(s.min())) ** (2 * (depth - 1) / depth)
+            assert condition_number(found) == pytest.approx(ratio, rel=1e-9)
 
 
 # ------------------------------------------------------------------------------------------- numbers of the spectrum
@@ -308,7 +460,10 @@ def test_bad_input_is_named():
         (lambda: hessian_at_zero(1, 0, eye), DepthError, "units = 0"),
         (lambda: hessian_eigenvalues(X), ShapeError, "a matrix"),
         (lambda: hessian_eigenvalues([[0.0, 1.0], [2.0, 0.0]]), ShapeError, "not symmetric"),
-        (lambda: whitened_condition_bound(1.0), OptionError, "largest_share = 1.0"),
+        (lambda: whitened_condition_bound([1.0, 0.0]), OptionError, r"shares = \[1.0, 0.0\]"),
+        (lambda: whitened_condition_bound([0.7, 0.2]), OptionError, "sum 1"),
+        (lambda: whitened_condition_bound([1.5, -0.5]), OptionError, "numbers >= 0"),
+        (lambda: whitened_condition_bound(0.1), ShapeError, r"shape \(\)"),
         (lambda: neuron_matrices(eye[:, :3], X, Y), ShapeError, "W1 has shape"),
         (lambda: length_one_growth_bound(3, 0 * eye), OptionError, "M is zero"),
         (lambda: moment_difference(X, Y, "gelu"), OptionError, "activation = 'gelu'"),

@@ -117,5 +117,43 @@ def test_minimisers_have_a_hessian_of_rank_d_squared(monkeypatch):
     assert against.lhs - against.rhs > 1  # powers of ten, between minimisers of one network
     real = dynamics.best_map
     monkeypatch.setattr(dynamics, "best_map", lambda *a: 1.01 * real(*a))  # no minimum any more
-    rank, _ = dynamics.minimisers(10, torch.Generator().manual_seed(0))
-    assert rank.unfavourable(claim, "smoke")
+    with pytest.raises(ArithmeticError, match=r"not after d\^2 = 9"):
+        dynamics.minimisers(10, torch.Generator().manual_seed(0))
+
+
+def test_minimisers_look_at_the_first_eigenvalue_that_vanishes(monkeypatch):
+    """One more eigenvalue than the theorem allows, small but above the margin, is seen."""
+    real = dynamics.hessian_eigenvalues
+
+    def with_one_more(H):
+        values = real(H)
+        values[-10] = 2e-10 * values[-1]
+        return values
+
+    monkeypatch.setattr(dynamics, "hessian_eigenvalues", with_one_more)
+    rank, _ = dynamics.minimisers(4, torch.Generator().manual_seed(0))
+    assert rank.worst == pytest.approx(2e-10)
+    assert rank.unfavourable(get_claim("li/section-5.2-minimisers"), "smoke")
+
+
+def test_balanced_minimisers_have_the_spectrum_of_the_formula(monkeypatch):
+    claim = get_claim("beyond/balanced-minimisers")
+    found = dynamics.balanced_minimisers(32, torch.Generator().manual_seed(0))
+    assert found.unfavourable(claim, "smoke") == []
+    real = dynamics.balanced_hessian_spectrum
+    monkeypatch.setattr(dynamics, "balanced_hessian_spectrum", lambda R, depth: real(R, depth + 1))
+    assert dynamics.balanced_minimisers(32, torch.Generator().manual_seed(0)).unfavourable(claim, "smoke")
+
+
+def test_trained_minimisers_end_where_balance_leads(monkeypatch):
+    found = dynamics.trained_minimisers([1], depth=4, d=2)
+    assert found.excess <= 1e-9
+    assert found.logs[0, 1:] == pytest.approx(found.balanced[0], abs=0.05)
+    assert found.logs[0, 0] > found.balanced[0] + 0.01  # balanced inside each unit only
+    assert found.spread.values[0] == pytest.approx(found.logs.max() - found.logs.min())
+    real = dynamics.initial_weights  # far from balance the formula says nothing
+    monkeypatch.setattr(
+        dynamics, "initial_weights", lambda network, init, g, scale=1.0: real(network, "xavier", g, 0.7)
+    )
+    far = dynamics.trained_minimisers([1], depth=4, d=2)
+    assert abs(far.logs[0, 1] - far.balanced[0]) > 0.1

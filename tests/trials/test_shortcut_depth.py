@@ -66,7 +66,7 @@ def test_length_one_trials_pass():
     passes("li/theorem-2-length-1", depth.length_one_at_zero(25, generator()))
     growth = depth.length_one_growth(15, generator())
     passes("li/theorem-2-length-1-explodes", growth)
-    assert growth.worst > 0.5  # near enough to be able to fail
+    assert growth.worst > 0.999999  # attained
 
 
 def test_length_one_trials_notice_a_wrong_library(monkeypatch):
@@ -100,6 +100,21 @@ def test_lemmas_pass_and_notice_other_networks(monkeypatch):
     monkeypatch.setitem(depth.SIGMA, "linear", lambda z: z + 0.01)  # units at zero are no longer the identity
     fails("li/lemma-4", depth.lemma_four(12, generator())[0])
     fails("li/lemma-3", depth.lemma_three(12, generator())[0])
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_taylor_orders_notices_a_term_of_any_lower_order(monkeypatch, order):
+    """A loss with one more term, whose derivatives below `order` vanish at zero: no flat point of order n - 1 then."""
+    real = depth.direct_loss
+    monkeypatch.setattr(depth, "direct_loss", lambda W, *a: real(W, *a) + 0.01 * W.sum() ** order)
+    fails("li/theorem-2-order", depth.taylor_orders(9, generator()).lower)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+def test_lemma_three_takes_derivatives_of_every_order(monkeypatch, order):
+    real = depth.direct_loss
+    monkeypatch.setattr(depth, "direct_loss", lambda W, *a: real(W, *a) + 0.01 * W.sum() ** order)
+    fails("li/lemma-3", depth.lemma_three(5, generator())[0])
 
 
 def test_saddle_biases_and_relu_pass():
@@ -199,6 +214,7 @@ def test_symbolic_hessian_notices_a_wrong_formula(monkeypatch):
 
 
 def test_symbolic_spectrum():
+    assert symbolic.spectrum_of_block(1) == 0
     assert symbolic.spectrum_of_block(2) == 0
 
 
