@@ -293,16 +293,16 @@ def search_least_norm(R: Tensor, depth: int) -> tuple[float, float]:
 
 
 def determinants_stay_positive(n: int, generator: Generator) -> float:
-    """Least ratio of det(I + A) to .001^d over random A of norm .999, d = 1..6.
+    """Least ratio of det(I + A) to .001^d over random A of norm .999, d = 2..6.
 
     Every other A is -.999 I but for 1e-3, 1e-5, 1e-7 or 1e-9 times a Gaussian matrix, brought to the norm .999 again.
     """
     found = []
     for case in range(n):
-        d = 1 + case % 6
+        d = 2 + case % 5
         A = torch.randn(d, d, generator=generator, dtype=torch.float64)
-        if case // 6 % 2:
-            A = -0.999 * torch.eye(d, dtype=torch.float64) + 10.0 ** -(3 + 2 * (case // 12 % 4)) * A
+        if case // 5 % 2:
+            A = -0.999 * torch.eye(d, dtype=torch.float64) + 10.0 ** -(3 + 2 * (case // 10 % 4)) * A
         A = 0.999 * A / torch.linalg.matrix_norm(A, ord=2)
         found.append(-float(torch.linalg.det(torch.eye(d, dtype=torch.float64) + A)) / 0.001**d)
     return -worst_of(found)

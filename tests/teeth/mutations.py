@@ -216,7 +216,7 @@ MUTATIONS = (
     Mutation(
         "layers not next to the worst case",
         "resid/trials/factor.py",
-        "        if case // 6 % 2:\n            A = -0.999",
+        "        if case // 5 % 2:\n            A = -0.999",
         "        if False:\n            A = -0.999",
         "tests/trials/test_trials.py",
         "linear/factor",
