@@ -170,8 +170,8 @@ def audit(
     The model is run once in the mode it is in: batch norm in train mode uses the batch, and its running averages are
     put back afterwards. What `torch.compile` has compiled is run as it is written. Ratios are of the whole batch.
 
-    The bound of a block is a number delta with |in/out - 1| <= delta for every gradient: Corollary 1, the product of
-    the largest singular values of its layers and of the largest slopes of its nonlinearities. It is given for a block
+    The bound of a block is a delta with ``|in/out - 1| <= delta`` for every gradient: Corollary 1, the product of the
+    largest singular values of its layers and of the largest slopes of its nonlinearities. It is given for a block
     x + W_m rho(.. W_1 x) or x + W_m rho(.. W_1 rho(x)) of `Conv2d` and `Linear` layers, each called once, and known
     nonlinearities: ReLU and leaky ReLU, ReLU6, Hardtanh, Hardswish, ELU, CELU, SELU, GELU (exact), SiLU, Softplus, tanh
     and sigmoid. That a block has this form is read off the operations that autograd recorded, so functions count like

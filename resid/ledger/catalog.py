@@ -17,8 +17,8 @@ from resid.ledger.errors import LedgerError, UnknownClaimError
 
 #: Key of the claims that no paper makes.
 BEYOND = "beyond"
-#: Where a statement was read: a formula or a number of the text; a sentence; the authors' released code; or a meaning
-#: that the available text does not fix, so that we had to choose one.
+#: The places where a statement was read, namely a formula or a number of the text, a sentence, or the authors' released
+#: code; and, last, a meaning that the available text does not fix, so that we had to choose one.
 STATUSES = ("printed", "in words", "released code", "our reading")
 
 

@@ -239,7 +239,7 @@ def _share(W: Tensor, b: Tensor, inputs: Tensor) -> float:
 def cheapest_unit(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (1, 2, d, d) and biases (1, d) of the one unit of least norm that moves x to y, vectors (d,).
 
-    Row and bias along (x, 1), the outgoing vector along y - x, both of norm v with v^2 sqrt(1 + |x|^2) = |y - x|.
+    Row and bias along (x, 1), the outgoing vector along y - x, both of norm v with ``v^2 sqrt(1 + |x|^2) = |y - x|``.
     """
     way = y - x
     length, size = float(way.norm()), math.hypot(1.0, float(x.norm()))
