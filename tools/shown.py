@@ -24,7 +24,7 @@ INSTEAD = re.compile(r"\((corrected|sharper)\)")
 
 
 class _Blocks(HTMLParser):
-    """The rows of tables, each with the heads of its columns, and the lines of preformatted text."""
+    """The rows of tables, each with the heads of its columns, and the lines of preformatted text, but for code."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -34,10 +34,13 @@ class _Blocks(HTMLParser):
         self._row: list[str] = []
         self._inside: str = ""
         self._text = ""
+        self._code = 0  # how many <div> are open from that of a cell's code on
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "table":
+        if tag == "div" and (self._code or "cell_input" in (dict(attrs).get("class") or "").split()):
+            self._code += 1
+        elif tag == "table":
             self._heads = []
         elif tag == "tr":
             self._row = []
@@ -47,8 +50,10 @@ class _Blocks(HTMLParser):
             self._text += " "
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == "pre" and self._inside == "pre":
-            self.lines += self._text.splitlines()
+        if tag == "div" and self._code:
+            self._code -= 1
+        elif tag == "pre" and self._inside == "pre":
+            self.lines += [] if self._code else self._text.splitlines()
             self._inside = ""
         elif tag in ("td", "th") and self._inside == tag:
             (self._heads if tag == "th" else self._row).append(self._text.strip())

@@ -123,6 +123,11 @@ ROW = (
         (LINES.format("ok   a/b-1: 3 seeds"), True),
         (LINES.format("one\na/b-1 PASSED"), True),
         (LINES.format("quick check of a/b-1: 3 seeds"), False),
+        (
+            '<div class="cell_input docutils"><div>' + LINES.format('record("a/b-1", found.passed)') + "</div></div>",
+            False,
+        ),
+        ('<div class="cell_input"><div></div></div><div>' + LINES.format("a/b-1 passed") + "</div>", True),
         (LINES.format("ok   a/b-1 (corrected): 3 cases"), False),
         (LINES.format("ok   a/b-12: 3 cases, and a/b-1.5 holds"), False),
         (LINES.format("ok   c/d: 3 cases\nquick check of a/b-1"), False),
