@@ -38,8 +38,8 @@ def code_hash(sources: Iterable[Path], root: Path | None = None) -> str:
         sources: files of Python; those with another suffix count whole. root: the folder that holds `resid`; default
             the one this module lies in.
     """
-    root = PACKAGE.parent if root is None else root
-    given = [Path(source) for source in sources]
+    root = PACKAGE.parent if root is None else root.resolve()
+    given = [Path(source).resolve() for source in sources]
     files = set(given)
     for path in given:
         if path.suffix == ".py":
@@ -63,7 +63,15 @@ def _content(path: Path) -> bytes:
             node, clean=False
         ):
             node.body = node.body[1:]
-    return ast.dump(tree).encode()
+    return _plain(tree).encode()
+
+
+def _plain(node: object) -> str:
+    """A syntax tree as text that is the same in every version of Python: without the fields that are empty."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return f"{type(node).__name__}({', '.join(f'{name}={_plain(value)}' for name, value in fields)})"
+    return f"[{', '.join(map(_plain, node))}]" if isinstance(node, list) else repr(node)
 
 
 def _imported(source: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ import ast
 import difflib
 import random
 import re
+import typing
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -98,9 +99,7 @@ def _check_parameters() -> None:
     if shell is None:  # a script, to which nobody gave parameters
         return
     known = shell.user_ns.get("__annotations__", {})
-    for cell in shell.user_ns["In"]:
-        if not cell.startswith("# Parameters\n"):
-            continue
+    for cell in [cell for cell in shell.user_ns["In"] if cell.startswith("# Parameters\n")][-1:]:
         for node in ast.parse(cell).body:
             names = [target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)]
             for name in names:
@@ -108,10 +107,10 @@ def _check_parameters() -> None:
                     near = difflib.get_close_matches(name.upper(), known, 1, 0.5)
                     hint = f": is {near[0]} meant?" if near else f": there are {', '.join(known)}"
                     raise OptionError(f"{name} is no parameter of this notebook{hint}")
-                value, wanted = shell.user_ns[name], known[name]
+                value, wanted = shell.user_ns[name], typing.get_origin(known[name]) or known[name]
                 if wanted is float and type(value) is int:
                     continue
-                if type(value) is not wanted:
+                if isinstance(wanted, type) and type(value) is not wanted:
                     raise OptionError(
                         f"{name} = {value!r}: {wanted.__name__} is needed, this is {type(value).__name__}"
                     )
@@ -124,7 +123,7 @@ def finish() -> None:
     rows = []
     for claim_id, passed in right.items():
         quick = replace(known[claim_id], quick="right" if passed else "wrong")
-        run = quick.quick_check if mode == "smoke" else "recorded"
+        run = "**failed**" if not passed else quick.quick_check if mode == "smoke" else "recorded"
         rows.append((f"`{claim_id}`", quick.claim.where, quick.label, run))
     table(("claim", "where", "verdict of the record", "this run"), rows)
 

@@ -27,6 +27,8 @@ def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 - it runs before anything has checked
         sys.exit(f"Python {platform.python_version()} is too old: use 3.11, 3.12 or 3.13 (make PYTHON=python3.12 ...)")
     if VENV.exists() and not whole():
+        if VENV.is_symlink():
+            sys.exit(f"{VENV.name} is a link to an environment without pip: put pip there, or remove the link")
         print(f"{VENV.name} was not finished: it is made anew", flush=True)
         shutil.rmtree(VENV)
     if not VENV.exists():
@@ -54,9 +56,9 @@ def main() -> None:
 def whole() -> bool:
     """Whether the environment has come as far as to have pip; an interrupt may have left it half made."""
     python = VENV / "bin" / "python"
-    return (
-        python.exists() and not subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode
-    )
+    # an environment of another tool may have no pip, and can have it
+    words = (["-m", "pip", "--version"], ["-m", "ensurepip"])
+    return python.exists() and any(not subprocess.run([str(python), *w], capture_output=True).returncode for w in words)
 
 
 def torch_source() -> list[str]:

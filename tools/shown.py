@@ -16,7 +16,9 @@ from resid.ledger import UNSETTLED, verdicts
 from tools.paths import SITE
 
 #: Words that say of a claim that it holds.
-PRAISE = re.compile(r"\b(passed|passes|held|holds|ok|succeeded|confirmed)\b|[✓✔✅]", re.IGNORECASE)
+PRAISE = re.compile(
+    r"\b(passed|passes|held|holds|ok|succeeded|confirmed|verified|proved|(?<!not )reproduced)\b|[✓✔✅]", re.IGNORECASE
+)
 #: Columns that say what the claim is, not what became of it.
 CLAIMED = {"where", "claim", "statement"}
 #: Evidence for what was put in place of the claim.
@@ -31,6 +33,7 @@ class _Blocks(HTMLParser):
         self.rows: list[list[tuple[str, str]]] = []
         self.lines: list[str] = []
         self._heads: list[str] = []
+        self._body = False
         self._row: list[str] = []
         self._inside: str = ""
         self._text = ""
@@ -41,10 +44,12 @@ class _Blocks(HTMLParser):
         if tag == "div" and (self._code or "cell_input" in (dict(attrs).get("class") or "").split()):
             self._code += 1
         elif tag == "table":
-            self._heads = []
+            self._heads, self._body = [], False
         elif tag == "tr":
             self._row = []
-        elif tag in ("td", "th", "pre"):
+        elif tag in ("thead", "tbody"):
+            self._body = tag == "tbody"
+        elif tag in ("td", "th") or (tag in ("pre", "p", "li") and not self._inside):
             self._inside, self._text = tag, ""
         elif tag == "br":
             self._text += " "
@@ -52,11 +57,13 @@ class _Blocks(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag == "div" and self._code:
             self._code -= 1
-        elif tag == "pre" and self._inside == "pre":
-            self.lines += [] if self._code else self._text.splitlines()
+        elif tag in ("pre", "p", "li") and self._inside == tag:
+            text = self._text if tag == "pre" else self._text.replace("\n", " ")
+            self.lines += [] if self._code else text.splitlines()
             self._inside = ""
         elif tag in ("td", "th") and self._inside == tag:
-            (self._heads if tag == "th" else self._row).append(self._text.strip())
+            head = tag == "th" and not self._row and not self._body
+            (self._heads if head else self._row).append(self._text.strip())
             self._inside = ""
         elif tag == "tr" and self._row:
             heads = self._heads if len(self._heads) == len(self._row) else [""] * len(self._row)

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -313,6 +313,23 @@ class Engine:
         return self.ranks.total(self._sums)
 
 
+def catch(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have SIGTERM and SIGINT handled, but for one that is ignored, as in the background of a shell; see `release`.
+
+    Returns:
+        What was there before, without what other programs than Python's have set, which cannot be set again.
+    """
+    mine = [name for name in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(name) is not signal.SIG_IGN]
+    before = {name: signal.signal(name, handler) for name in mine}
+    return {name: old for name, old in before.items() if old is not None}
+
+
+def release(before: dict[int, Any]) -> None:
+    """Put back what `catch` has replaced."""
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
 class Stop:
     """When to stop before the end: on SIGTERM or Ctrl-C, after `max_seconds`, or when torchrun or the launcher is gone.
 
@@ -331,12 +348,11 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = {name: signal.signal(name, self._note) for name in (signal.SIGTERM, signal.SIGINT)}
+            self._before = catch(self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
+        release(self._before)
 
     def wish(self) -> str:
         """Why this process would stop, or ""."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from resid.errors import OptionError, ResidError
 from resid.lab.checkpoint import RunFolder, read_status
+from resid.lab.engine import catch, release
 from resid.lab.ranks import LAUNCHER, as_device, usable_cpus
 from resid.lab.recipes import Recipe
 from resid.lab.train import Result, check_times
@@ -95,8 +96,8 @@ def launch(
 
     When a process dies, all of them end and the run is tried again from its last checkpoint. What another try would
     not help is not tried again: a recipe that does not fit, a loss that is not finite, a full disk. The output of all
-    processes is kept in log.txt. SIGTERM is passed on; on KeyboardInterrupt the processes save and end first, and so
-    does a run of one process when its launcher is killed.
+    processes is kept in log.txt. SIGTERM and Ctrl-C are passed on, and the processes save and end first; so does a
+    run of one process when its launcher is killed.
 
     Args:
         recipe, run_dir, device, max_seconds, save_every, data_folder, workers, background_saves: of
@@ -191,24 +192,33 @@ def _run(
 
 @contextmanager
 def _passing_on(child: subprocess.Popen[bytes], told: threading.Event) -> Iterator[None]:
-    """SIGTERM sets `told`, which outlasts this try; the child does not outlive the context.
+    """SIGTERM and Ctrl-C set `told`, which outlasts this try; the child does not outlive the context.
 
-    A child that has not come as far as to catch signals dies of it, and that must not look like a try that failed.
+    A child that has not come as far as to catch signals dies of it, and that must not look like a try that failed. A
+    second Ctrl-C does not wait.
     """
+
+    def note(number: int, _: object) -> None:
+        if number == signal.SIGINT and told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set()) if main else None
+    before = catch(note) if main else {}
     try:
         yield
     finally:
-        if child.poll() is None:
-            child.terminate()
-            try:
+        try:
+            if child.poll() is None:
+                child.terminate()
                 child.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if child.poll() is None:
                 child.kill()
                 child.wait()
-        if main:
-            signal.signal(signal.SIGTERM, before)
+            release(before)
 
 
 def _stamp(path: Path) -> int:

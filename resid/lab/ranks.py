@@ -110,6 +110,8 @@ def as_device(device: str | torch.device | None = None) -> torch.device:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, TypeError) as error:
         raise OptionError(f'device = {device!r}: "cpu", "cuda" or "cuda:0", say, is needed') from error
+    if place.type not in ("cpu", "cuda"):
+        raise OptionError(f"device = {str(device)!r}: training is for CPUs and for GPUs with CUDA")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         what = "this build of torch has no CUDA" if not torch.backends.cuda.is_built() else "torch sees"
         seen = "" if not torch.backends.cuda.is_built() else f" {torch.cuda.device_count()} GPUs"

@@ -134,7 +134,7 @@ def check_times(max_seconds: float | None, save_every: int | None) -> None:
     Raises:
         OptionError: max_seconds is negative or no number; save_every is no integer of at least 1.
     """
-    if max_seconds is not None and not max_seconds >= 0:  # NaN, too
+    if max_seconds is not None and not (isinstance(max_seconds, (int, float)) and max_seconds >= 0):  # NaN, too
         raise OptionError(f"max_seconds = {max_seconds!r}: a number of seconds is needed")
     if save_every is not None and ((whole := as_whole(save_every)) is None or whole < 1):
         raise OptionError(f"save_every = {save_every!r}: an integer of at least 1 is needed")

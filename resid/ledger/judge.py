@@ -63,6 +63,8 @@ class Verdict:
         """
         if self.quick != "right":
             return "**failed in this build**" if self.quick else ""
+        if self.claim.kind != "experiment" and self.verdict == "fails as we read it":
+            return "tested again: fails as we read it"
         if self.claim.kind == "experiment" or self.verdict in UNSETTLED:
             return "quick check ran: wiring right"
         if self.verdict == "corrected":

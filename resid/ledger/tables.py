@@ -57,6 +57,9 @@ def accepted(claim: Claim) -> str:
     if claim.kind != "experiment":
         return f"Accepted: a worst {claim.measure} of at most {claim.limit:.12g}, in at least {claim.cases} cases"
     assert claim.target is not None
+    if claim.seeds == 1 and claim.sense != "equal":  # one run has no interval: it has to be clear of the edge
+        sign, word = (1, "more") if claim.sense == "at-least" else (-1, "less")
+        return f"Accepted: {word} than {claim.target + sign * claim.margin:.4g}, with seed {claim.first_seed} alone"
     low, high = f"{claim.target - claim.margin:.4g}", f"{claim.target + claim.margin:.4g}"
     number = {"equal": f"between {low} and {high}", "at-least": f"at least {low}", "at-most": f"at most {high}"}
     seeds = claim.fixed_seeds

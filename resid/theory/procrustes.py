@@ -117,7 +117,8 @@ class ProjectionReport:
 
     scale: s. sigma_min, sigma_max: least and largest singular value over s, of the matrices A(w) before any crop
     (both 1) and here after it; those of the circular map. A layer that pads with zeros has other ones, which
-    `conv_singular_values` gives with padding="zeros"; it is never an isometry unless its kernel has a single tap.
+    `conv_singular_values` gives with padding="zeros"; it is no isometry unless the middle tap of its kernel is
+    the only one.
     energy_lost: share of the energy of the uncropped kernel that the last crop cut off.
     """
 

@@ -306,7 +306,7 @@ def least_linear_loss(X: Any, Y: Any) -> float:
 
 @isolated
 def balanced_hessian_spectrum(R: Any, depth: int) -> Tensor:
-    """Nonzero eigenvalues of the Hessian at a balanced minimiser of a linear network with the map R, our own.
+    """The d^2 eigenvalues that need not vanish of the Hessian at a balanced minimiser with the map R, our own.
 
     The network has `depth` matrices (no shortcuts, or shortcuts of length 1 with I + W for the matrices), inputs are
     whitened and R is the best map. Balanced means W_(i+1)^T W_(i+1) = W_i W_i^T. With s the singular values of R the
@@ -317,7 +317,7 @@ def balanced_hessian_spectrum(R: Any, depth: int) -> Tensor:
         R: (d, d). depth: number of matrices, >= 1.
 
     Returns:
-        (d^2,), ascending; where R is singular some are 0.
+        (d^2,), ascending; where R is singular and depth >= 2, some are 0.
 
     Raises:
         DepthError, ShapeError, NotFiniteError: bad input.

@@ -88,6 +88,14 @@ def test_a_quick_run_of_an_experiment_is_not_called_a_result(capsys, monkeypatch
     assert shown[-1][0][0].data.splitlines()[-1].endswith("| recorded |")
 
 
+def test_a_claim_that_failed_is_not_called_recorded(monkeypatch, tmp_path, shown):
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    book.setup("full")
+    book.record("hardt-ma/theorem-2.1", Cases(9000, 99.0, "made up"), strict=False)
+    book.finish()
+    assert shown[-1][0][0].data.splitlines()[-1].endswith("| **failed** |")
+
+
 def test_void_records_stop_no_chapter_and_give_no_verdict(capsys, monkeypatch, tmp_path, shown):
     monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
     asked = []
@@ -133,6 +141,17 @@ def test_a_parameter_that_the_notebook_has_not_is_an_error(given, text, monkeypa
     monkeypatch.setattr(book, "get_ipython", lambda: Shell(given))
     with pytest.raises(OptionError, match=re.escape(text)):
         book.setup()
+
+
+def test_only_the_last_cell_of_parameters_counts(monkeypatch, tmp_path):
+    """A wrong one may have been corrected in the same kernel; and annotations may be texts, or of parts."""
+    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
+    shell = Shell("SEDES = 1")
+    shell.user_ns["In"].append("# Parameters\nSEED = 1\nWORDS = ['a']\nMODE = 'smoke'")
+    shell.user_ns |= {"SEED": 1, "WORDS": ["a"], "MODE": "smoke"}
+    shell.user_ns["__annotations__"] |= {"WORDS": list[str], "MODE": "str"}
+    monkeypatch.setattr(book, "get_ipython", lambda: shell)
+    book.setup()
 
 
 @pytest.mark.parametrize("given", ["", "SEED = 4\nMODE = 'smoke'", "MAX_SECONDS = 10"])

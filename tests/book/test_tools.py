@@ -122,6 +122,12 @@ ROW = (
     [
         (LINES.format("ok   a/b-1: 3 seeds"), True),
         (LINES.format("one\na/b-1 PASSED"), True),
+        (LINES.format("a/b-1 not reproduced"), False),
+        (LINES.format("a/b-1 reproduced"), True),
+        ("<p>The claim a/b-1\nheld.</p>", True),
+        ("<ul><li>a/b-1: passed</li></ul>", True),
+        ("<table><tbody><tr><th>a/b-1</th><td>passed</td></tr></tbody></table>", True),
+        ("<table><tr><td><pre>a/b-1</pre></td><td>passed</td></tr></table>", True),
         (LINES.format("quick check of a/b-1: 3 seeds"), False),
         (
             '<div class="cell_input docutils"><div>' + LINES.format('record("a/b-1", found.passed)') + "</div></div>",

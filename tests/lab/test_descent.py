@@ -2,12 +2,13 @@
 
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from resid._closure import PACKAGE, _imports_of, code_hash
+from resid._closure import PACKAGE, _content, _imports_of, code_hash
 from resid.errors import NotFiniteError, OptionError, ShapeError
 from resid.lab import _native, norm_study
 from resid.lab.data import load_whitened
@@ -339,6 +340,19 @@ def test_the_journals_of_the_book_follow_their_studies():
     assert SOURCES[0].name == "shortcut_study.py"
     assert norm_study.SOURCES[0].name == "norm_study.py"
     assert cifar_overhead.SOURCES[0].name == "cifar_overhead.py"
+
+
+def test_code_has_one_hash_in_every_version_of_python(tmp_path, monkeypatch):
+    """The text of `ast.dump` changes from version to version: it is not in the hash; nor is how a path is spelled."""
+    source = tmp_path / "code.py"
+    source.write_text("def f(x, *, y=None): return x, ()\n")
+    x, y, none = "arg='x'", "arg='y'", "Constant()"
+    arguments = f"args=arguments(args=[arg({x})], kwonlyargs=[arg({y})], kw_defaults=[{none}])"
+    name = "Name(id='x', ctx=Load())"
+    given = f"value=Tuple(elts=[{name}, Tuple(ctx=Load())], ctx=Load())"
+    assert _content(source).decode() == f"Module(body=[FunctionDef(name='f', {arguments}, body=[Return({given})])])"
+    monkeypatch.chdir(tmp_path)
+    assert code_hash([Path("code.py")]) == code_hash([source])
 
 
 def test_docstrings_and_comments_are_no_code(tmp_path):

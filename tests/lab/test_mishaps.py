@@ -50,6 +50,24 @@ def test_ctrl_c_saves_and_stops_and_a_second_one_does_not_wait():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_signals_that_are_ignored_or_not_pythons_stay_so(monkeypatch):
+    """In the background of a shell SIGINT is ignored; a program around Python may have set handlers of its own."""
+    monkeypatch.setattr(signal, "getsignal", lambda name: signal.SIG_IGN if name == signal.SIGINT else None)
+    asked = []
+    monkeypatch.setattr(signal, "signal", lambda name, handler: asked.append(name))
+    with Stop():
+        assert asked == [signal.SIGTERM]
+    assert asked == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_launcher_passes_signals_on_once(tmp_path, monkeypatch, number):
+    code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(3)); time.sleep(60)"
+    monkeypatch.setattr(launch, "worker_command", lambda *_, **__: [sys.executable, "-c", code])
+    threading.Timer(2.0, os.kill, (os.getpid(), number)).start()
+    assert launch.launch(ALLCONV, tmp_path, 2, device="cpu", say=None).state == "stopped"
+
+
 def test_ctrl_c_in_a_training_loses_nothing(tmp_path, monkeypatch, capsys):
     step, done = torch.optim.SGD.step, []
 
@@ -123,7 +141,10 @@ def test_a_run_folder_that_is_a_file(below, more, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("more", [[], ["--nproc", "2"]], ids=["alone", "launched"])
-@pytest.mark.parametrize(("device", "text"), [("gpu", '"cpu", "cuda" or "cuda:0", say, is needed'), ("cuda", "torch")])
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [("gpu", '"cpu", "cuda" or "cuda:0", say, is needed'), ("cuda", "torch"), ("meta", "for CPUs and for GPUs")],
+)
 def test_a_device_that_is_not_there(device, text, more, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(launch, "_run", lambda *_: pytest.fail("a process was started"))
@@ -276,6 +297,16 @@ def test_processes_that_need_the_same_archive_get_it_once(server, tmp_path):  # 
     assert errors == []
     assert found == [CONTENT] * 6
     assert len(server.seen) == 1
+
+
+def test_where_folders_cannot_be_locked_a_download_goes_on(server, tmp_path, monkeypatch):  # noqa: F811
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert fetch(archive(server, "good"), tmp_path, progress=False).read_bytes() == CONTENT
 
 
 def test_a_damaged_archive_of_one_file_is_named(tmp_path):
