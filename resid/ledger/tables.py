@@ -23,7 +23,7 @@ def scoreboard(
     Returns:
         A Markdown table.
     """
-    rows = ["| where | claim | verdict of the record | quick check of this build |", "|---|---|---|---|"]
+    rows = ["| where | claim | verdict of the record |", "|---|---|---|"]
     for verdict in _select(found, paper):
         claim = verdict.claim
         where = f"{claim.where}<br>`{claim.id}`"
@@ -41,7 +41,8 @@ def scoreboard(
         if verdict.detail and verdict.detail not in verdict.label:
             judged.append(verdict.detail)
         judged.append(f"[{claim.chapter}]({claim.chapter}.ipynb)" if claim.chapter in pages else claim.chapter)
-        cells = (where, statement, "; ".join(judged), verdict.quick_check)
+        judged = ["; ".join(judged), *([f"*This build: {verdict.quick_check}*"] if verdict.quick_check else [])]
+        cells = (where, statement, "<br>".join(judged))
         rows.append("| " + " | ".join(_cell(c) for c in cells) + " |")
     return "\n".join(rows)
 
