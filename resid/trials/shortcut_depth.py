@@ -262,7 +262,7 @@ class OrderTrial:
 
 def taylor_orders(n: int, generator: Generator) -> OrderTrial:
     """Taylor coefficients of the loss along random directions, lengths 2 to 4, against the order of the length."""
-    ratios, errors = [], []
+    ratios, errors, left_out = [], [], 0
     for case in range(n):
         length, d, units, kind = 2 + case % 3, 1 + case // 3 % 3, 1 + case % 2, KINDS[case % len(KINDS)]
         X, Y, W = _normal(generator, 20, d), _normal(generator, 20, d), _normal(generator, units, length, d, d)
@@ -272,10 +272,14 @@ def taylor_orders(n: int, generator: Generator) -> OrderTrial:
 
         derivative = [_mixed_derivative(loss, 0 * W, [W] * k) for k in range(1, length + 1)]
         coefficients = [value / math.factorial(k) for k, value in enumerate(derivative, 1)]
-        ratios.append(worst_of(abs(c) for c in coefficients[:-1]) / abs(coefficients[-1]))
+        lower = coefficients[:-1]
+        left_out += length - 1 - len(lower)
+        ratios.append(worst_of(map(abs, lower)) / abs(coefficients[-1]))
         M = _path_slope(length, kind) * moment_difference(X, Y, *kind)
         expected = sum(float((M * torch.linalg.multi_dot([*unit.flip(0)])).sum()) for unit in W)
         errors.append(abs(coefficients[-1] / expected - 1))
+    if left_out:
+        raise ArithmeticError(f"{left_out} coefficients below the order of the length were left out")
     what = "random directions and data, lengths 2 to 4, d <= 3, linear, pre, mid, post"
     return OrderTrial(Cases(n, worst_of(ratios), what), worst_of(errors))
 
@@ -292,7 +296,7 @@ def lemma_three(n: int, generator: Generator) -> tuple[Cases, float]:
         The largest one; and, beside it, the largest relative error of slope times M_ij for derivatives in one weight of
         each matrix of a unit that form a path from j to i.
     """
-    missing, errors = [], []
+    missing, errors, orders = [], [], set()
     for case in range(n):
         length, d, units, kind = 2 + case % 3, 1 + case % 3, 1 + case // 2 % 3, KINDS[case % len(KINDS)]
         X, Y, zero = _normal(generator, 20, d), _normal(generator, 20, d), _zeros(units, length, d, d)
@@ -308,12 +312,15 @@ def lemma_three(n: int, generator: Generator) -> tuple[Cases, float]:
             (r, k, i, j) for r, k, i, j in product(range(units), range(length), range(d), range(d)) if k != skipped[r]
         ]
         chosen = [allowed[draw(len(allowed))] for _ in range(1 + case % 5)]
+        orders.add(len(chosen))
         missing.append(abs(_mixed_derivative(loss, zero, [_unit_vector(zero, place) for place in chosen])))
         nodes, unit = [draw(d) for _ in range(length + 1)], draw(units)
         path = [(unit, k, nodes[k + 1], nodes[k]) for k in range(length)]
         found = _mixed_derivative(loss, zero, [_unit_vector(zero, place) for place in path])
         M = _path_slope(length, kind) * moment_difference(X, Y, *kind)
         errors.append(abs(found - float(M[nodes[-1], nodes[0]])) / float(M.abs().max()))
+    if len(orders) < min(n, 5):
+        raise ArithmeticError(f"derivatives of the orders {sorted(orders)} only: those from 1 to 5 are claimed")
     what = "random sets of up to 5 weights, lengths 2 to 4, d <= 3, up to 3 units, linear, pre, mid, post"
     return Cases(n, worst_of(missing), what), worst_of(errors)
 

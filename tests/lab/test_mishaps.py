@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 from resid.errors import OptionError
-from resid.lab import cli, download, launch
+from resid.lab import cli, decode, download, launch
 from resid.lab.checkpoint import DamagedRunError, RunFolder, read_status
 from resid.lab.decode import decode_test
 from resid.lab.download import DataFileError, fetch
@@ -338,6 +339,37 @@ def test_a_strip_does_not_eat_the_memory():
     began = time.monotonic()
     assert decode_test(encode(Image.new("RGB", (1, 100_000), "red"))).shape == (3, 224, 224)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "I;16", "CMYK", "1"])
+@pytest.mark.parametrize("strip", [1, 50, 211, 10_000])
+def test_strips_are_the_whole(mode, strip, monkeypatch):
+    rng = np.random.default_rng(len(mode))
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 2**16, (13, 21), dtype=np.uint16))
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (13, 21, 4), dtype=np.uint8)).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    whole = np.asarray(decode.to_rgb(image))
+    monkeypatch.setattr(decode, "STRIP", strip)
+    assert np.array_equal(np.asarray(decode.to_rgb(image)), whole)
+
+
+def test_a_large_transparent_image_needs_little_more_than_itself_and_the_result():
+    """In a process of its own, so that its peak is that of this image: it took 1.5 GB."""
+    code = """
+        import io, resource
+        from PIL import Image
+        from resid.lab.decode import open_image, to_rgb
+        file = io.BytesIO(); Image.new("RGBA", (6000, 6000)).save(file, "PNG", compress_level=1)
+        image = open_image(file.getvalue()); image.load()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert to_rgb(image).size == (6000, 6000)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 36e3)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert float(done.stdout) < 6, done.stderr  # bytes for a pixel: 3 of RGB, and what the strips take
 
 
 def shards(tmp_path, rows, **more):
