@@ -29,6 +29,8 @@ from resid.trials._worst import worst_of
 
 __all__ = [
     "FamilyTrial",
+    "complex_layers",
+    "complex_targets",
     "determinants_stay_positive",
     "family_trial",
     "gamma_scaling",
@@ -37,6 +39,7 @@ __all__ = [
     "orthogonal_blocks",
     "positive_definite",
     "search_least_norm",
+    "small_sums",
     "split_counterexample",
     "split_rounded",
 ]
@@ -97,6 +100,72 @@ def family_trial(per_family: int, generator: Generator) -> FamilyTrial:
         Cases(total, worst_of(falls), f"{what}, at twice and eight times the depth"),
         Cases(total, worst_of(first), f"{what}, det R > 0, polar construction", statement="corrected"),
     )
+
+
+def small_sums(per_family: int, generator: Generator) -> Cases:
+    """Depth times the sum of the squared Frobenius norms of the layers, against what does not depend on the depth.
+
+    All layers of the polar construction have one Frobenius norm, and with R = Q P it is at most
+    (||log Q||_F + c ||log P||_F)/depth, c = 3(e^(1/3) - 1).
+
+    Raises:
+        ArithmeticError: a product misses its target; or no map comes within a tenth of the bound.
+    """
+    c, ratios = 3 * math.expm1(1 / 3), []
+    for family in FAMILIES:
+        for case in range(per_family):
+            R = sample_target(family, 1 + case % 20, generator)
+            U, S, Vh = np.linalg.svd(R.numpy())
+            turn = np.linalg.norm(np.angle(np.linalg.eigvals(U @ Vh)))
+            stretch = np.linalg.norm(np.log(S))
+            depth = max(1, math.ceil(3 * spectral_gamma(R))) * (1, 2, 8)[case % 3]
+            _checked_norm(R, depth, "polar")
+            squares = float(factor_near_identity(R, depth).square().sum())
+            bound = (turn + c * stretch) ** 2
+            ratios.append(depth * squares / bound if bound > 1e-20 else depth * squares)  # of the identity
+    if max(ratios) < 0.9:
+        raise ArithmeticError(f"the largest ratio is {max(ratios):.3g}: the bound was not put to the test")
+    what = f"nine families, {per_family} each, d <= 20, at once, twice and eight times the depth"
+    return Cases(len(ratios), worst_of(ratios), what, statement="sharper")
+
+
+def complex_layers(R: np.ndarray, depth: int) -> np.ndarray:
+    """Layers A_i (depth, d, d) of the polar construction over the complex numbers, for every invertible R (d, d)."""
+    U, S, Vh = np.linalg.svd(R)
+    T, Z = schur(U @ Vh, output="complex")  # of a unitary matrix T is diagonal
+    angles = np.angle(np.diag(T)) / depth
+    stretch = Vh.conj().T * S ** (1 / depth) @ Vh
+    turned = [Z * np.exp(1j * k * angles) @ Z.conj().T for k in range(depth + 1)]
+    layers = [turned[i] @ stretch @ turned[i - 1].conj().T for i in range(1, depth + 1)]
+    return np.array(layers) - np.eye(len(R))
+
+
+def complex_targets(n: int, generator: Generator) -> Cases:
+    """Largest layer norm over (pi + 3 gamma)/depth for complex maps, and for real ones of negative determinant.
+
+    Raises:
+        ArithmeticError: a product misses its target; or no map comes within a tenth of the bound.
+    """
+    ratios = []
+    for case in range(n):
+        d = 1 + case % 6
+        parts = torch.randn(2, d, d, generator=generator, dtype=torch.float64).numpy()
+        R = (parts[0] + 1j * parts[1], parts[0], -np.eye(d) + 1e-3 * parts[0])[case % 3]
+        if case % 3 and np.linalg.det(R).real > 0:
+            R[0] = -R[0]
+        gamma = float(np.abs(np.log(np.linalg.svd(R, compute_uv=False))).max())
+        depth = max(1, math.ceil(3 * gamma)) + (0, 3, 12)[case // 3 % 3]
+        A = complex_layers(R, depth)
+        product_of_all = np.eye(d, dtype=complex)
+        for layer in A:
+            product_of_all = (np.eye(d) + layer) @ product_of_all
+        error = np.abs(product_of_all - R).max() / np.abs(R).max()
+        if not error < _RECONSTRUCTS:
+            raise ArithmeticError(f"depth {depth}: the product misses R by {error:.2e}")
+        ratios.append(max(np.linalg.norm(layer, 2) for layer in A) * depth / (math.pi + 3 * gamma))
+    if max(ratios) < 0.9:
+        raise ArithmeticError(f"the largest ratio is {max(ratios):.3g}: the bound was not put to the test")
+    return Cases(n, worst_of(ratios), "complex maps, and real ones with det R < 0, d <= 6")
 
 
 def _checked_norm(R: Tensor, depth: int, method: str) -> float:

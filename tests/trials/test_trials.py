@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import sympy as sp
 import torch
-from scipy.linalg import expm
+from scipy.linalg import expm, fractional_matrix_power
 
 from resid.ledger import get_claim
 from resid.theory.factor import near_identity_lower_bound
+from resid.theory.targets import sample_target
 from resid.trials import factor, landscape, symbolic
 from resid.trials._worst import worst_of
 from tests.trials.helpers import generator, passes
@@ -198,3 +199,46 @@ def test_chain_applies_the_first_factor_first():
     a, b, c = (sp.Matrix(2, 2, sp.symbols(f"{name}:4")) for name in "abc")
     assert symbolic.chain([a, b, c]) == c * b * a
     assert symbolic.chain([]) == sp.eye(2)
+
+
+def test_the_sum_of_squares_is_attained_by_turns_and_nearly_by_stretches():
+    """The bound is a triangle inequality: a pure turn attains its logarithm in the limit, a pure stretch its c."""
+    found = factor.small_sums(12, torch.Generator().manual_seed(5))
+    assert 0.9 < found.worst <= 1
+    assert found.n == 12 * len(factor.FAMILIES)
+
+
+@pytest.mark.parametrize("power", [0.9, 1.1])
+def test_a_wrong_constant_of_the_sums_is_noticed(power, monkeypatch):
+    """A construction whose layers are a tenth off in their norm, either way, fails or is no test of the bound."""
+    real = factor.factor_near_identity
+    monkeypatch.setattr(factor, "_checked_norm", lambda *_: 0.0)
+    monkeypatch.setattr(factor, "factor_near_identity", lambda R, depth: power * real(R, depth))
+    if power > 1:
+        assert factor.small_sums(12, torch.Generator().manual_seed(5)).worst > 1
+    else:
+        with pytest.raises(ArithmeticError, match="not put to the test"):
+            factor.small_sums(12, torch.Generator().manual_seed(5))
+
+
+def test_complex_layers_against_a_matrix_function():
+    """Powers by scipy, for a map of negative determinant; and real layers where the real construction has them."""
+    R = np.array([[0.3, 1.2, 0.0], [-0.7, 0.4, 0.5], [0.1, 0.0, -2.0]])
+    U, S, Vh = np.linalg.svd(R)
+    Q, P, depth = (U @ Vh).astype(complex), (Vh.T * S @ Vh).astype(complex), 5
+    powers = [fractional_matrix_power(Q, k / depth) for k in range(depth + 1)]
+    root = fractional_matrix_power(P, 1 / depth)
+    expected = [powers[i] @ root @ np.linalg.inv(powers[i - 1]) - np.eye(3) for i in range(1, depth + 1)]
+    assert np.linalg.det(R) < 0
+    np.testing.assert_allclose(factor.complex_layers(R, depth), expected, atol=1e-12)
+    turned = sample_target("gaussian", 4, torch.Generator().manual_seed(1))
+    ours = factor.factor_near_identity(turned, 6)
+    np.testing.assert_allclose(factor.complex_layers(turned.numpy(), 6), ours, atol=1e-10)
+
+
+def test_complex_maps_need_the_right_sheet_of_the_root(monkeypatch):
+    found = factor.complex_targets(18, torch.Generator().manual_seed(0))
+    assert 0.9 < found.worst <= 1
+    angle = np.angle
+    monkeypatch.setattr(factor.np, "angle", lambda z: angle(z) + 2 * np.pi * (angle(z) < 0))  # from 0 to 2 pi
+    assert factor.complex_targets(18, torch.Generator().manual_seed(0)).worst > 1
