@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,12 +11,12 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from resid.ledger.evidence import Cases, Counterexample
+from resid.ledger.evidence import Cases, Counterexample, Seeds
 from resid.theory._check import check_option
 from resid.theory.norms import batch_norm_ratios, gradient_norm_ratios, layers_bound
 from resid.trials._worst import worst_of
 
-__all__ = ["StackTrial", "bottleneck", "bottleneck_weights", "shrunk_weights", "stack_trial"]
+__all__ = ["StackTrial", "bottleneck", "bottleneck_weights", "output_variance", "shrunk_weights", "stack_trial"]
 
 #: As in the bottlenecks of the papers: the stream has four times the channels of the inner layers.
 _EXPANSION = 4
@@ -90,6 +90,15 @@ def stack_trial(
     variance = torch.stack([s.reshape(-1, width).var(0, correction=0).mean() for s in states])
     added = (1 - 1 / math.pi) / (1 if fan == "in" else _EXPANSION)
     return StackTrial(measured, batch_norm_ratios(depth, added, direction="in/out"), variance)
+
+
+def output_variance(seeds: Sequence[int], depth: int = 54, width: int = 64) -> Seeds:
+    """Variance of the stream at the end of a stack over that at its start, at initial weights, with batch norm."""
+    values = []
+    for seed in seeds:
+        trial = stack_trial(depth, torch.Generator().manual_seed(seed), width)
+        values.append(float(trial.variance[-1] / trial.variance[0]))
+    return Seeds(values, seeds, f"{depth} bottlenecks of {width} channels, variance at the end over that at the start")
 
 
 def shrunk_weights(factor: float, generator: Generator, width: int = 64) -> tuple[Counterexample, float]:

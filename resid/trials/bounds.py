@@ -33,6 +33,7 @@ __all__ = [
     "FlowTrial",
     "corollary_1",
     "corollary_1_more_layers",
+    "entrywise_norm",
     "flow_trial",
     "lemma_1",
     "orientation",
@@ -249,6 +250,17 @@ def corollary_1(n: int, generator: Generator) -> Cases:
         for form in ("plain", "preactivation")
     ]
     return Cases(len(ratios), worst_of(ratios), "blocks of two layers, four activations, both forms")
+
+
+def entrywise_norm(n: int, generator: Generator) -> Cases:
+    """Largest singular value over the Frobenius norm; every second matrix has rank one and attains it."""
+    ratios = []
+    for case in range(n):
+        rows, columns = 1 + case % 5, 1 + case // 5 % 7
+        W = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+        W = W[:, :1] * W[:1] if case % 2 else W
+        ratios.append(float(torch.linalg.matrix_norm(W, ord=2) / W.norm()))
+    return Cases(n, worst_of(ratios), "random matrices up to 5 x 7, every second one of rank one")
 
 
 def corollary_1_more_layers(n: int, generator: Generator) -> Cases:

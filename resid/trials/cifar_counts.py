@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from resid.lab.paper_recipes import RECIPES
+from resid.lab.recipes import build_network
 from resid.ledger import Cases, Counterexample
 from resid.nets.allconv import AllConvResNet
 from resid.nets.preact import Bottleneck, PreActResNet, ProcResNet
@@ -23,6 +25,7 @@ __all__ = [
     "depth_procresnet",
     "depth_resnet",
     "four_times",
+    "only_convolutions",
     "parameters",
     "printed_parameters",
     "regrouped",
@@ -63,6 +66,16 @@ def allconv_parameters(printed: float = 13.5e6) -> Cases:
     """Hardt & Ma, Table 1, caption: trainable parameters, relative to the printed number."""
     found = parameters(AllConvResNet)
     return Cases(1, abs(found / printed - 1), f"{found:,} parameters")
+
+
+def only_convolutions(names: Sequence[str] = ("hardt-ma-cifar10", "hardt-ma-cifar100")) -> Cases:
+    """Hardt & Ma, Section 4.1: trainable parameters that are not in a convolution, in the networks of some recipes."""
+    outside = []
+    for name in names:
+        network = build_network(RECIPES[name])
+        inside = {id(p) for m in network.modules() if isinstance(m, nn.Conv2d) for p in m.parameters()}
+        outside.append(sum(p.numel() for p in network.parameters() if p.requires_grad and id(p) not in inside))
+    return Cases(len(outside), worst_of(outside), f"the networks of {' and '.join(names)}")
 
 
 def text_parameters() -> tuple[Cases, Counterexample]:
@@ -176,6 +189,7 @@ def counted(claim_id: str) -> tuple[Cases | Counterexample, ...]:
             "hardt-ma/table-1-convolutions": lambda: [allconv_convolutions()],
             "hardt-ma/table-1-parameters": lambda: [allconv_parameters()],
             "hardt-ma/section-4.1-parameters": text_parameters,
+            "hardt-ma/section-4.1-only-convolutions": lambda: [only_convolutions()],
             "li/section-5.3.2-parameters": lambda: [regrouped()],
             "zaeemzadeh/section-4-depth-resnet": lambda: [depth_resnet()],
             "zaeemzadeh/section-4-depth-procresnet": lambda: [depth_procresnet()],

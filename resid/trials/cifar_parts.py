@@ -52,7 +52,8 @@ __all__ = [
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "experiments/allconv_cifar": {
         "counts": (
-            "hardt-ma/table-1-convolutions", "hardt-ma/table-1-parameters", "hardt-ma/section-4.1-parameters"),
+            "hardt-ma/table-1-convolutions", "hardt-ma/table-1-parameters", "hardt-ma/section-4.1-parameters",
+            "hardt-ma/section-4.1-only-convolutions"),
         "figure-1-left": (
             "hardt-ma/figure-1-left", "hardt-ma/section-4.1-no-overfitting", "hardt-ma/section-4.1-peak-steps"),
         "figure-1-right": ("hardt-ma/figure-1-right",),

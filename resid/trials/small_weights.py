@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Generator, Tensor
 
 from resid.lab.data import WHITENED, load_whitened
 from resid.ledger.evidence import Cases, Counterexample, Seeds
+from resid.theory.memorize import construct_memorizer
 from resid.theory.small_weights import (
     SmallWeightNetwork,
     apply_units,
@@ -33,11 +35,14 @@ __all__ = [
     "cheapest_unit",
     "distance_from_zero",
     "distinct_outputs",
+    "few_kinks",
     "lemma_one",
     "lemma_two",
     "measured_log_gains",
     "memorised",
+    "memorised_anyhow",
     "noisy_labels",
+    "normalised_multiples",
     "on_sphere",
     "random_samples",
     "rate_of_fall",
@@ -85,6 +90,50 @@ def awkward_samples(kind: int, d: int, generator: Generator) -> tuple[Tensor, Te
         X[1] = on_sphere(X[0] + 1e-3 * turn[0])
         return X, Y
     return X, X.roll(1, 0) @ torch.linalg.matrix_exp(0.2 * (turn - turn.mT))
+
+
+def few_kinks() -> Counterexample:
+    """Hardt & Ma 2016, abstract: five parameters, four samples on a line with the labels 0, 1, 0, 1.
+
+    x -> a x + b -> h + v ReLU(u h + s) has one kink, so that its slope changes its sign at most once.
+    """
+    labels = (0, 1, 0, 1)
+    slopes = [b - a for a, b in pairwise(labels)]
+    needed = sum(first * second < 0 for first, second in pairwise(slopes))
+    what = "five parameters, four samples: changes of sign that the labels need, and that one kink allows"
+    return Counterexample(needed, 1, "<=", what, exact=True)
+
+
+def normalised_multiples(n: int, generator: Generator) -> tuple[Counterexample, Cases]:
+    """Hardt & Ma 2016, Section 3: x and 2 x scaled to unit norm; and with a constant appended before.
+
+    The number is the count of distinct samples, multiples of each other among them, that become one.
+    """
+    x = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    both = torch.unique(on_sphere(torch.stack([x, 2 * x])), dim=0)
+    against = Counterexample(len(both), 2, "==", "points that x and 2x become at unit norm", exact=True)
+    lost = []
+    for case in range(n):
+        directions = torch.randn(6, 1 + case % 5, generator=generator, dtype=torch.float64)
+        X = torch.cat([directions, 2 * directions, -0.5 * directions, 0 * directions[:1]])
+        scaled = on_sphere(torch.cat([X, torch.ones(len(X), 1, dtype=torch.float64)], 1))
+        distance = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
+        distance.fill_diagonal_(math.inf)
+        lost.append(int((distance < 1e-9).sum()) // 2)
+    what = "random samples with their multiples and zero, up to five dimensions, a constant appended"
+    return against, Cases(n, worst_of(lost), what, statement="corrected")
+
+
+def memorised_anyhow(n: int, generator: Generator) -> Cases:
+    """Share of labels missed by the network of Theorem 3.2 as constructed here, random samples and labels."""
+    missed = []
+    for case in range(n):
+        X = torch.randn(20 + case, 1 + case % 4, generator=generator, dtype=torch.float64)
+        y = torch.randint(4, (len(X),), generator=generator)
+        y[:4] = torch.arange(4)
+        network = construct_memorizer(X, y, width=4, seed=case)
+        missed.append(float((network(X).argmax(1) != y).double().mean()))
+    return Cases(n, worst_of(missed), "random samples, 4 labels, up to 4 dimensions", statement="corrected")
 
 
 def with_noise(Y: Tensor, size: float, generator: Generator) -> Tensor:

@@ -590,6 +590,13 @@ def test_counts_are_of_real_networks():
     assert cifar_counts.parameters(PreActResNet, 20) == by_hand
 
 
+def test_a_trained_head_or_batch_norm_is_no_convolution():
+    trained = cifar_counts.only_convolutions(("hardt-ma-cifar10", "hardt-ma-cifar10-trained-head"))
+    assert trained.worst == 256 * 10
+    assert cifar_counts.only_convolutions(("hardt-ma-cifar10-batch-norm",)).worst > 0
+    assert cifar_counts.only_convolutions().worst == 0
+
+
 def test_counts_notice_other_numbers():
     assert cifar_counts.allconv_convolutions(54).worst == 1
     assert cifar_counts.allconv_parameters(13.59e6).worst == pytest.approx(0.00377, abs=1e-4)
