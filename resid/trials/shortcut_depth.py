@@ -262,7 +262,7 @@ class OrderTrial:
 
 def taylor_orders(n: int, generator: Generator) -> OrderTrial:
     """Taylor coefficients of the loss along random directions, lengths 2 to 4, against the order of the length."""
-    ratios, errors, left_out = [], [], 0
+    ratios, errors = [], []
     for case in range(n):
         length, d, units, kind = 2 + case % 3, 1 + case // 3 % 3, 1 + case % 2, KINDS[case % len(KINDS)]
         X, Y, W = _normal(generator, 20, d), _normal(generator, 20, d), _normal(generator, units, length, d, d)
@@ -273,13 +273,12 @@ def taylor_orders(n: int, generator: Generator) -> OrderTrial:
         derivative = [_mixed_derivative(loss, 0 * W, [W] * k) for k in range(1, length + 1)]
         coefficients = [value / math.factorial(k) for k, value in enumerate(derivative, 1)]
         lower = coefficients[:-1]
-        left_out += length - 1 - len(lower)
         ratios.append(worst_of(map(abs, lower)) / abs(coefficients[-1]))
+        if len(lower) < length - 1:  # nothing is left out
+            raise ArithmeticError(f"{len(lower)} coefficients below the order {length}")
         M = _path_slope(length, kind) * moment_difference(X, Y, *kind)
         expected = sum(float((M * torch.linalg.multi_dot([*unit.flip(0)])).sum()) for unit in W)
         errors.append(abs(coefficients[-1] / expected - 1))
-    if left_out:
-        raise ArithmeticError(f"{left_out} coefficients below the order of the length were left out")
     what = "random directions and data, lengths 2 to 4, d <= 3, linear, pre, mid, post"
     return OrderTrial(Cases(n, worst_of(ratios), what), worst_of(errors))
 
@@ -320,15 +319,13 @@ def lemma_three(n: int, generator: Generator) -> tuple[Cases, float]:
         M = _path_slope(length, kind) * moment_difference(X, Y, *kind)
         errors.append(abs(found - float(M[nodes[-1], nodes[0]])) / float(M.abs().max()))
     if len(orders) < min(n, 5):
-        raise ArithmeticError(f"derivatives of the orders {sorted(orders)} only: those from 1 to 5 are claimed")
+        raise ArithmeticError(f"derivatives of the orders {orders} only: 1 to 5 are claimed")
     what = "random sets of up to 5 weights, lengths 2 to 4, d <= 3, up to 3 units, linear, pre, mid, post"
     return Cases(n, worst_of(missing), what), worst_of(errors)
 
 
 def _unit_vector(like: Tensor, place: tuple[int, ...]) -> Tensor:
-    vector = torch.zeros_like(like)
-    vector[place] = 1
-    return vector
+    return torch.zeros_like(like).index_put(tuple(map(torch.tensor, place)), torch.ones_like(like[place]))
 
 
 def lemma_four(n: int, generator: Generator) -> tuple[Cases, float]:

@@ -39,6 +39,14 @@ from tools import bootstrap, site
 # --- interrupts
 
 
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """A shell has what it starts in the background ignore Ctrl-C, and these tests may be run there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_saves_and_stops_and_a_second_one_does_not_wait():
     before = signal.getsignal(signal.SIGINT)
     with Stop() as stop:

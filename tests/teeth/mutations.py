@@ -1445,8 +1445,8 @@ MUTATIONS = (
     Mutation(
         "Ctrl-C is not caught",
         "resid/lab/engine.py",
-        "(signal.SIGTERM, signal.SIGINT)}",
-        "(signal.SIGTERM,)}",
+        "for name in (signal.SIGTERM, signal.SIGINT) if",
+        "for name in (signal.SIGTERM,) if",
         "tests/lab/test_mishaps.py",
         "",
     ),
