@@ -214,3 +214,19 @@ def test_trials_are_reproducible():
     assert bounds.corollary_1(3, generator(7)) == bounds.corollary_1(3, generator(7))
     first, second = (stack.stack_trial(3, generator(7), 16, (64, 1)) for _ in range(2))
     torch.testing.assert_close(first.measured, second.measured, rtol=0, atol=0)
+
+
+def test_the_entrywise_norm_is_attained_and_the_largest_entry_bounds_nothing(monkeypatch):
+    found = bounds.entrywise_norm(40, generator())
+    passes("zaeemzadeh/section-2-entrywise", found)
+    assert found.worst > 1 - 1e-9
+    monkeypatch.setattr(torch.Tensor, "norm", lambda self: self.abs().max())  # another reading of the sentence
+    assert bounds.entrywise_norm(40, generator()).worst > 1.5
+
+
+def test_the_variance_of_a_stack_is_that_of_its_end_over_that_of_its_start():
+    (value,) = stack.output_variance([3], depth=5, width=16).values
+    trial = stack.stack_trial(5, torch.Generator().manual_seed(3), 16)
+    assert value == float(trial.variance[5] / trial.variance[0])
+    assert value == pytest.approx(1 + 5 * (1 - 1 / math.pi), rel=0.35)
+    assert stack.output_variance([3], depth=1, width=16).values[0] < 10  # a shallow one does not pass

@@ -4,7 +4,9 @@ import math
 
 import mpmath
 import pytest
+import torch
 
+from resid.ledger import get_claim
 from resid.theory import small_weights as library
 from resid.theory.small_weights import construct_small_weight_network
 from resid.trials import small_weights as trials
@@ -148,3 +150,34 @@ def test_arcs_in_many_digits_keep_clear():
 def test_trials_are_reproducible():
     assert trials.memorised(4, generator(7)) == trials.memorised(4, generator(7))
     assert trials.lemma_two(4, generator(7)) == trials.lemma_two(4, generator(7))
+
+
+def test_two_sentences_of_hardt_and_ma():
+    against, apart = trials.normalised_multiples(10, generator())
+    assert not against.unfavourable(get_claim("hardt-ma/section-3-normalised"), "full")
+    assert apart.worst == 0
+    assert not trials.few_kinks().unfavourable(get_claim("hardt-ma/abstract-more-parameters"), "full")
+    assert trials.memorised_anyhow(6, generator()).worst == 0
+
+
+def test_without_the_constant_multiples_are_lost(monkeypatch):
+    zeros = torch.zeros
+    monkeypatch.setattr(trials.torch, "ones", zeros)
+    assert trials.normalised_multiples(10, generator())[1].worst > 0
+
+
+def test_five_parameters_change_the_sign_of_the_slope_once():
+    """Any a, b, u, v, s: the slopes of x -> h + v ReLU(u h + s), h = a x + b, change sign once at most."""
+    draw, x = generator(), torch.linspace(0, 5, 400, dtype=torch.float64)
+    for _ in range(300):
+        a, b, u, v, s = 3 * torch.randn(5, generator=draw, dtype=torch.float64)
+        h = a * x + b
+        slopes = (h + v * (u * h + s).relu()).diff()
+        signs = slopes[slopes.abs() > 1e-9].sign()
+        assert int((signs.diff() != 0).sum()) <= 1
+
+
+def test_a_network_that_misses_labels_is_noticed(monkeypatch):
+    real = trials.construct_memorizer
+    monkeypatch.setattr(trials, "construct_memorizer", lambda X, y, **more: real(X, y.roll(1), **more))
+    assert trials.memorised_anyhow(4, generator()).worst > 0.3
