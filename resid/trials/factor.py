@@ -116,8 +116,8 @@ def small_sums(per_family: int, generator: Generator) -> Cases:
         for case in range(per_family):
             R = sample_target(family, 1 + case % 20, generator)
             U, S, Vh = np.linalg.svd(R.numpy())
-            turn = np.linalg.norm(np.angle(np.linalg.eigvals(U @ Vh)))
-            stretch = np.linalg.norm(np.log(S))
+            turn = float(np.linalg.norm(np.angle(np.linalg.eigvals(U @ Vh))))
+            stretch = float(np.linalg.norm(np.log(S)))
             depth = max(1, math.ceil(3 * spectral_gamma(R))) * (1, 2, 8)[case % 3]
             _checked_norm(R, depth, "polar")
             squares = float(factor_near_identity(R, depth).square().sum())
@@ -162,7 +162,7 @@ def complex_targets(n: int, generator: Generator) -> Cases:
         error = np.abs(product_of_all - R).max() / np.abs(R).max()
         if not error < _RECONSTRUCTS:
             raise ArithmeticError(f"depth {depth}: the product misses R by {error:.2e}")
-        ratios.append(max(np.linalg.norm(layer, 2) for layer in A) * depth / (math.pi + 3 * gamma))
+        ratios.append(max(float(np.linalg.norm(layer, 2)) for layer in A) * depth / (math.pi + 3 * gamma))
     if max(ratios) < 0.9:
         raise ArithmeticError(f"the largest ratio is {max(ratios):.3g}: the bound was not put to the test")
     return Cases(n, worst_of(ratios), "complex maps, and real ones with det R < 0, d <= 6")
