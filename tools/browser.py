@@ -164,6 +164,7 @@ def check_behaviour(browser: Browser, base: str) -> list[str]:
     page.wait_for_selector("#search-results li", timeout=8000)
     if not page.locator("#search-results a[href*='linear/factor']").count():
         found.append("the search does not find a theorem by its name")
+    page.wait_for_load_state("networkidle")  # the search reads the pages it found, and would be cut off
     page.goto(f"{base}/book/linear/factor.html")
     figure = page.locator("figure.resid-slider").first
     knob = figure.locator("input[type=range]")
