@@ -119,8 +119,7 @@ def small_sums(per_family: int, generator: Generator) -> Cases:
             turn = float(np.linalg.norm(np.angle(np.linalg.eigvals(U @ Vh))))
             stretch = float(np.linalg.norm(np.log(S)))
             depth = max(1, math.ceil(3 * spectral_gamma(R))) * (1, 2, 8)[case % 3]
-            _checked_norm(R, depth, "polar")
-            squares = float(factor_near_identity(R, depth).square().sum())
+            squares = float(_checked_layers(R, depth, "polar").square().sum())
             bound = (turn + c * stretch) ** 2
             ratios.append(depth * squares / bound if bound > 1e-20 else depth * squares)  # of the identity
     if max(ratios) < 0.9:
@@ -169,11 +168,15 @@ def complex_targets(n: int, generator: Generator) -> Cases:
 
 
 def _checked_norm(R: Tensor, depth: int, method: str) -> float:
+    return float(max_layer_norm(_checked_layers(R, depth, method)))
+
+
+def _checked_layers(R: Tensor, depth: int, method: str) -> Tensor:
     A = factor_near_identity(R, depth, method)
     error = factorization_error(A, R)
     if not error < _RECONSTRUCTS:
         raise ArithmeticError(f"{method}, depth {depth}: the product misses R by {error:.2e}")
-    return float(max_layer_norm(A))
+    return A
 
 
 def positive_definite(n: int, generator: Generator) -> tuple[Cases, Cases]:
