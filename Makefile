@@ -31,7 +31,7 @@ check: $(READY)  ## everything CI checks: lint, types, tests, notebooks, site, l
 	@$(RUN) tools.check
 
 teeth: $(READY)  ## break the code on purpose and see tests and chapters fail
-	@$(RUN) tests.teeth
+	@$(RUN) tests.mutations
 
 serve: $(READY)  ## build the website and show it on http://127.0.0.1:8000 until interrupted
 	@$(RUN) tools.site

@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.harness import measure, save
 from benchmarks.rows import ROWS
-from resid.lab.official import has_official
+from resid.data.official import has_official
 
 
 def main() -> None:

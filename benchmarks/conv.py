@@ -12,8 +12,7 @@ from torch.nn.utils import parametrizations
 
 from benchmarks.harness import Row, Side
 from resid.theory.conv_spectrum import conv_singular_values
-from resid.theory.orthonormal_taps import project_orthonormal_taps
-from resid.theory.procrustes import norm_preserving_scale, project_norm_preserving
+from resid.theory.procrustes import norm_preserving_scale, project_norm_preserving, project_orthonormal_taps
 from tests.twins.conv import published_projection
 
 #: Stem and transitions of ProcResNet: (d, c, k, n), n the size of the map at the output, as published.

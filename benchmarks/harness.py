@@ -47,7 +47,7 @@ class Side:
 class Row:
     """A comparison: name, what it shows, the two sides, the limits it must keep, threads used.
 
-    official: the data set of `resid.lab.official` that it needs, if any. needs: a module that only the extra `bench`
+    official: the data set of `resid.data.official` that it needs, if any. needs: a module that only the extra `bench`
     brings. repeats: of each side. least: compare the
     least times, not the medians, for a ratio near 1 on a machine that is not quiet.
     """

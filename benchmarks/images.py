@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.harness import Row, Side
-from resid.lab.image_files import ImageFiles, open_images
-from resid.lab.shrink import shrink_images
-from resid.lab.stream import IMAGENET_MEAN, IMAGENET_STD, StreamBatches
+from resid.data.image_files import ImageFiles, open_images
+from resid.data.shrink import shrink_images
+from resid.data.stream import IMAGENET_MEAN, IMAGENET_STD, StreamBatches
 
 IMAGES = 200
 BATCH = 50
@@ -105,7 +105,7 @@ ROWS = (
     Row(
         name="images-jpeg",
         what="random-resized crops of 224 from JPEG files of 500 x 375, decoded in one process",
-        ours=Side("batches of resid.lab.stream", _files, _stream, IMAGES),
+        ours=Side("batches of resid.data.stream", _files, _stream, IMAGES),
         peer=PEER,
         threads=1,
         least_ratio=0.9,
@@ -114,7 +114,7 @@ ROWS = (
     Row(
         name="images-shrunk",
         what=f"the same crops from a copy whose shorter side is {SMALL}, beside the files as they are",
-        ours=Side("batches of resid.lab.stream from a copy by resid-images shrink", _shrunk, _stream, IMAGES),
+        ours=Side("batches of resid.data.stream from a copy by resid-images shrink", _shrunk, _stream, IMAGES),
         peer=PEER,
         threads=1,
         least_ratio=1.1,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Row, Side
-from resid.lab.data import load_whitened
-from resid.lab.official import load_official
+from resid.data.official import load_official
+from resid.data.whitened import load_whitened
 from resid.theory.memorize import construct_memorizer
 
 #: The peer's size: its Gram matrix takes 1.1 GiB.

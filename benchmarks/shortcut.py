@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Row, Side
-from resid.lab.data import load_whitened
-from resid.lab.descent import choose_kernel, descend, initial_weights
-from resid.theory.shortcut import ShortcutNetwork, second_moments
+from resid.data.whitened import load_whitened
+from resid.theory.shortcut import ShortcutNetwork, choose_kernel, descend, initial_weights, second_moments
 
 CHUNK = 100
 RUNS, EPOCHS, ALONE = 39, 30, 4

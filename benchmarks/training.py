@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Row, Side
-from resid.lab import data
-from resid.lab.batches import Batches, load_split, pixel_statistics
-from resid.lab.checkpoint import RunFolder
-from resid.lab.engine import Engine, Stop
-from resid.lab.ranks import Ranks
-from resid.lab.recipes import Recipe, build_network
-from resid.lab.train import loop
+from resid.data import whitened as data
+from resid.data.batches import Batches, load_split, pixel_statistics
+from resid.training.checkpoint import RunFolder
+from resid.training.engine import Engine, Stop
+from resid.training.ranks import Ranks
+from resid.training.recipe import Recipe, build_network
+from resid.training.trainer import loop
 
 SMALL = Recipe(
     dataset="digits", network="shortcut_depth", options={"depth": 5, "length": 1, "width": 2, "batch_norm": False},
@@ -137,7 +137,7 @@ ROWS = (
     Row(
         name="train-8x8",
         what="training a network so small that the loop is what takes the time: digits, batches of 512, all included",
-        ours=Side("loop of resid.lab.train", lambda: _engine(SMALL), _train, 40 * 1433),
+        ours=Side("loop of resid.training.trainer", lambda: _engine(SMALL), _train, 40 * 1433),
         peer=Side(
             "a plain loop over a DataLoader with Pillow transforms per sample",
             lambda: _plain(SMALL, 40),
@@ -153,7 +153,7 @@ ROWS = (
     Row(
         name="train-32x32",
         what="training a ResNet-20 on CIFAR-10 in batches of 128",
-        ours=Side("loop of resid.lab.train", lambda: _engine(LARGE), _train, 1280),
+        ours=Side("loop of resid.training.trainer", lambda: _engine(LARGE), _train, 1280),
         peer=Side(
             "a plain loop over a DataLoader with Pillow transforms per sample",
             lambda: _plain(LARGE, 1, 10, test=False),
@@ -168,7 +168,7 @@ ROWS = (
     Row(
         name="train-records",
         what="what metrics, files and a gradient probe cost: ResNet-20 on CIFAR-10 in batches of 128, 24 steps",
-        ours=Side("loop of resid.lab.train with a probe", lambda: _engine(PROBED), _train, 24 * 128),
+        ours=Side("loop of resid.training.trainer with a probe", lambda: _engine(PROBED), _train, 24 * 128),
         peer=Side("its steps and test alone", lambda: _engine(BARE), _steps_alone, 24 * 128),
         threads=1,
         least_ratio=0.98,

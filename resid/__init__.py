@@ -1,18 +1,15 @@
 """Residual-network theory that runs: the library behind the book *Why residual networks work*.
 
-`resid.theory` holds the mathematics of three papers as functions on tensors, `resid.lab` data and experiments,
-`resid.ledger` the claims and the evidence for and against them, `resid.book` what the notebooks share. Import what you
-need from there; this package imports nothing by itself, so a chapter depends only on what it uses.
+`resid.theory` holds the mathematics of three papers as functions on tensors, `resid.nets` networks and the instruments
+for networks, `resid.data` the data sets, `resid.training` recipes and the trainer. `resid.ledger` holds the claims and
+the evidence for and against them, `resid.book` what only the chapters need. The names most people want are offered here
+and in each package, and are imported when they are first used.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-from typing import Any
+from resid._moved import install
 
-
-def __getattr__(name: str) -> Any:
-    """`resid.audit` is `resid.lab.audit.audit`, imported when it is first asked for."""
-    if name == "audit":
-        return importlib.import_module("resid.lab.audit").audit
-    raise AttributeError(f"module 'resid' has no attribute {name!r}")
+__version__ = "0.1.0"
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+install()

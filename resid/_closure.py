@@ -75,13 +75,12 @@ def _plain(node: object) -> str:
 
 
 def _imported(source: str) -> Iterator[str]:
+    """Dotted names that running `source` imports; of `from a import b` the name a.b, which may be a module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.split(".")[0] == "resid")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "resid":
-            assert node.module is not None
-            yield node.module
-            yield from (f"{node.module}.{a.name}" for a in node.names)  # the name may be a module
+            yield from (f"{node.module}.{a.name}" for a in node.names)
 
 
 @functools.cache
@@ -89,11 +88,36 @@ def _imports_of(path: Path) -> frozenset[str]:
     return frozenset(_imported(path.read_text("utf-8")))
 
 
+@functools.cache
+def _offers(stub: Path) -> dict[str, str]:
+    """Names that a package offers and imports when they are used -> the module of each below it, "" of a module."""
+    offers: dict[str, str] = {}
+    for node in ast.walk(ast.parse(stub.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            offers.update({a.name: node.module or "" for a in node.names})
+    return offers
+
+
 def _files(name: str, root: Path) -> list[Path]:
-    """The file of a dotted name and the `__init__.py` of each package above it."""
+    """The file of a dotted name, the `__init__.py` of each package above it, and the files behind a lazy name.
+
+    A package that is itself imported may be asked for any of the names that it offers, and so depends on all.
+    """
     parts = name.split(".")
-    found = []
+    files = []
     for length in range(1, len(parts) + 1):
         base = root.joinpath(*parts[:length])
-        found += [p for p in (base / "__init__.py", base.with_suffix(".py")) if p.exists()]
-    return found
+        files += [p for p in (base / "__init__.py", base.with_suffix(".py")) if p.exists()]
+        stub = base / "__init__.pyi"
+        if stub.exists():
+            files.append(stub)
+            offers = _offers(stub)
+            whole = length == len(parts)
+            behind = {
+                offers[one] or (one if whole else "")
+                for one in (offers if whole else parts[length:][:1])
+                if one in offers
+            }
+            for module in behind - {""}:
+                files += _files(".".join([*parts[:length], module]), root)
+    return files

@@ -36,7 +36,7 @@ STEPS: dict[str, list[list[str]]] = {
     "links": [[PYTHON, "-m", "tools.links"], [PYTHON, "-m", "tools.shown"]],
     "twin": [[PYTHON, "-m", "tools.twin"]],
     "browser": [[PYTHON, "-m", "tools.browser"]],
-    "teeth": [[PYTHON, "-m", "tests.teeth", "--minutes", "8"]],
+    "teeth": [[PYTHON, "-m", "tests.mutations", "--minutes", "8"]],
 }
 
 

@@ -25,15 +25,15 @@ from pathlib import Path
 
 import torch
 
-from resid.lab.cost import count_flops
-from resid.lab.experiment import finished_runs, runs_folder
-from resid.lab.paper_recipes import FOR_CLAIM, IMAGENET_IMAGES
-from resid.lab.ranks import usable_cpus
-from resid.lab.recipes import Recipe
-from resid.lab.train import STOPPED
+from resid.book.experiments.measures import MEASURES, foreign_recipes
+from resid.book.experiments.parts import COUNTS, OF_A_PRECISION, PARTS, part_recipes, seeds_of
 from resid.ledger import LedgerError, Record, get_claim, read_record, read_records, verdicts
-from resid.trials.cifar import MEASURES, foreign_recipes
-from resid.trials.cifar_parts import COUNTS, OF_A_PRECISION, PARTS, part_recipes, seeds_of
+from resid.training.cost import count_flops
+from resid.training.ranks import usable_cpus
+from resid.training.recipe import Recipe
+from resid.training.recipes import FOR_CLAIM, IMAGENET_IMAGES
+from resid.training.sweep import finished_runs, runs_folder
+from resid.training.trainer import STOPPED
 from tools.evidence import refuse_changes
 from tools.notebooks import failure, papermill
 from tools.paths import BUILD, ROOT

@@ -1,1 +1,5 @@
-"""Networks and what is attached to layers of networks: modules with state, on top of the mathematics in `theory`."""
+"""Networks, and instruments for networks: audit, gradient probes, norm-preserving projection."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resid._arguments import as_whole, check_option
 from resid.errors import DepthError, ShapeError
-from resid.theory._check import as_whole, check_option
 
 __all__ = ["Bottleneck", "PlainNet", "PreActResNet", "ProcResNet"]
 
@@ -172,7 +172,7 @@ class ProcResNet(_Network):
 
     A 3 x 3 convolution to 4 width channels, and 1 x 1 convolutions of stride 2 between the stages, with nothing around
     them; `linear_convolutions` names the three, whose initial weights have variance 1/fan-in, and which training is to
-    project (`resid.nets.procrustes`).
+    project (`resid.nets.norm_preservation`).
 
     Args, Raises: as for `PreActResNet`, with depth 9n + 4.
 

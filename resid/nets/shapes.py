@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resid._arguments import as_whole
 from resid.errors import OptionError
-from resid.nets._evaluating import evaluating
+from resid.nets._modes import evaluating
 from resid.nets.allconv import AllConvBlock
 from resid.nets.preact import Bottleneck
 from resid.nets.shortcut_depth import ShortcutBlock
-from resid.theory._check import as_whole
 
 __all__ = ["ShapeRow", "ShapeTable", "shape_table"]
 

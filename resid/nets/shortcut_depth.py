@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resid._arguments import as_depth, as_whole, check_option
 from resid.errors import DepthError
-from resid.theory._check import as_depth, as_whole, check_option
 
 __all__ = ["ShortcutBlock", "ShortcutDepthResNet"]
 

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid.errors import DeterminantError, OptionError, ShapeError
-from resid.theory._ambient import isolated
-from resid.theory._check import (
+from resid._ambient import isolated
+from resid._arguments import (
     EPS,
     as_covariance,
     as_layers,
@@ -25,6 +24,7 @@ from resid.theory._check import (
     check_positive,
     check_same_dimension,
 )
+from resid.errors import DeterminantError, OptionError, ShapeError
 
 __all__ = [
     "Descent",

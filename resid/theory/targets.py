@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from resid.theory._ambient import isolated
-from resid.theory._check import as_depth, check_option
+from resid._ambient import isolated
+from resid._arguments import as_depth, check_option
 
 __all__ = ["FAMILIES", "random_rotation", "sample_target"]
 

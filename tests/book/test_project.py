@@ -13,9 +13,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from resid.book.experiments.measures import MEASURES, foreign_recipes
 from resid.ledger import Seeds, claims, read_records
-from resid.trials.cifar import MEASURES, foreign_recipes
-from tests.teeth.mutations import MUTATIONS
+from tests.mutations.catalogue import MUTATIONS
 from tools.bootstrap import torch_source
 from tools.lint_notebooks import parameter_problems, problems
 from tools.notebooks import code, in_toc, notebooks
@@ -47,10 +47,12 @@ def imports_of(path):
 ALLOWED = {  # what a package of resid may import from resid, besides itself and resid.errors
     "theory": set(),
     "nets": {"theory"},
-    "lab": {"theory", "nets"},
+    "data": set(),
+    "training": {"theory", "nets", "data"},
     "ledger": set(),
-    "trials": {"theory", "nets", "lab", "ledger"},
+    "book": {"theory", "nets", "data", "training", "ledger"},
 }
+GROUND = {"errors", "_ambient", "_arguments", "_closure", "_moved", "_precision"}  # what every package may use
 
 
 def test_layers_import_only_what_is_below_them():
@@ -61,7 +63,7 @@ def test_layers_import_only_what_is_below_them():
         if len(parts) == 1:
             continue
         used = {n.split(".")[1] for n in imports_of(path) if n.startswith("resid.")}
-        extra = used - ALLOWED[parts[0]] - {parts[0], "errors", "_closure"}
+        extra = used - ALLOWED[parts[0]] - {parts[0]} - GROUND
         assert not extra, f"{path.relative_to(ROOT)} imports resid.{extra}"
 
 
@@ -105,7 +107,7 @@ def test_the_conda_way_brings_what_the_readme_then_calls():
 
 def test_what_torch_warns_of_itself_is_not_shown_in_a_notebook():
     """torch.func.hessian imports at its first call what some versions of torch warn of, each with other words."""
-    code = "import torch, resid.trials; torch.func.hessian(lambda x: (x**2).sum())(torch.ones(2))"
+    code = "import torch, resid.book.checks; torch.func.hessian(lambda x: (x**2).sum())(torch.ones(2))"
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 

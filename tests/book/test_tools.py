@@ -9,8 +9,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from resid._closure import _imports_of
 from resid.ledger import verdicts
-from tests.teeth import __main__ as teeth
-from tests.teeth.mutations import MUTATIONS
+from tests.mutations import __main__ as teeth
+from tests.mutations.catalogue import MUTATIONS
 from tools import links, lint_notebooks, notebooks, shown, site
 from tools.paths import ROOT
 from tools.repository import colab_link, set_address, setup_cell
@@ -29,21 +29,21 @@ def test_dependencies_are_followed_through_the_package():
         "resid/__init__.py",
         "resid/errors.py",
         "resid/theory/__init__.py",
-        "resid/theory/_ambient.py",
-        "resid/theory/_check.py",
-        "resid/theory/_rotation.py",
-        "resid/theory/factor.py",
-        "resid/theory/factor_lower_bound.py",
+        "resid/_ambient.py",
+        "resid/_arguments.py",
+        "resid/theory/factor/_rotation.py",
+        "resid/theory/factor/constructions.py",
+        "resid/theory/factor/lower_bound.py",
     }
-    assert "resid/book.py" in names(notebooks.dependencies("from resid import book"))
+    assert "resid/book/kit.py" in names(notebooks.dependencies("from resid import book"))
     assert "resid/ledger/judge.py" in names(notebooks.dependencies("import resid.ledger"))
     assert notebooks.dependencies("import torch") == set()
 
 
 def test_chapters_depend_on_what_they_use_and_no_more():
     factor = names(notebooks.dependencies(notebooks.code(FACTOR)))
-    assert {"resid/theory/factor.py", "resid/trials/factor.py", "resid/book.py"} <= factor
-    assert "resid/trials/landscape.py" not in factor
+    assert {"resid/theory/factor/constructions.py", "resid/book/checks/linear/factor.py", "resid/book/kit.py"} <= factor
+    assert "resid/book/checks/linear/landscape.py" not in factor
 
 
 @pytest.fixture

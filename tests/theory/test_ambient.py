@@ -16,29 +16,25 @@ from torch import nn
 
 import resid.nets
 import resid.theory
-from resid.nets import allconv, memorizer, preact, procrustes, shapes, shortcut_depth
-from resid.theory import (
-    conv_spectrum,
-    factor,
-    factor_lower_bound,
-    hessian,
-    landscape,
-    memorize,
-    memorize_exact,
-    near_identity_flow,
-    norms,
-    orthonormal_taps,
-    polar,
-    projection,
-    shortcut,
-    shortcut_zero,
-    small_weights,
-    smooth_maps,
-    targets,
-)
-from resid.theory import procrustes as nearest
-from resid.theory import procrustes_released as released
-from resid.theory._ambient import isolated
+from resid._ambient import isolated
+from resid.nets import allconv, memorizer, preact, shapes, shortcut_depth
+from resid.nets import norm_preservation as procrustes
+from resid.theory import landscape, targets
+from resid.theory.conv_spectrum import spectrum as conv_spectrum
+from resid.theory.factor import constructions as factor
+from resid.theory.factor import lower_bound as factor_lower_bound
+from resid.theory.memorize import exact as memorize_exact
+from resid.theory.memorize import network as memorize
+from resid.theory.memorize import random_projection as projection
+from resid.theory.norms import bounds as norms
+from resid.theory.norms import flow as near_identity_flow
+from resid.theory.norms import smooth_maps
+from resid.theory.procrustes import orthonormal_taps, polar, released
+from resid.theory.procrustes import projection as nearest
+from resid.theory.shortcut import at_zero as shortcut_zero
+from resid.theory.shortcut import network as shortcut
+from resid.theory.shortcut import spectrum as hessian
+from resid.theory.small_weights import network as small_weights
 
 F32, F64 = torch.float32, torch.float64
 HALVES = (torch.bfloat16, torch.float16)

@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resid.errors import NotFiniteError, OptionError, ShapeError, SizeError
-from resid.theory._conv_geometry import as_convolution as checked
-from resid.theory._conv_geometry import half_grid, taps_of, transfer
 from resid.theory.conv_spectrum import (
     conv_matrix,
     conv_singular_values,
@@ -19,6 +17,8 @@ from resid.theory.conv_spectrum import (
     largest_conv_singular_values,
     zero_padding_bound,
 )
+from resid.theory.conv_spectrum._geometry import as_convolution as checked
+from resid.theory.conv_spectrum._geometry import half_grid, taps_of, transfer
 from tests.twins.conv import conv_matrix_twin
 
 F64 = torch.float64

@@ -218,7 +218,7 @@ def test_lower_bound_stays_below_the_truth_for_ill_conditioned_targets(exponent)
 
 def test_lower_bound_finds_the_edge_of_an_ill_conditioned_target():
     """A finer sweep and random search find nothing higher, to a part in 1e6."""
-    from resid.theory.factor_lower_bound import _edge_vectors, step_from_identity
+    from resid.theory.factor.lower_bound import _edge_vectors, step_from_identity
 
     for seed in range(12):
         R = sample_target("ill-conditioned", 3 + seed % 4, generator(seed))
@@ -274,7 +274,7 @@ def test_svd_method_needs_a_layer_for_each_nontrivial_factor():
 
 
 def test_best_split_is_the_best_of_all_splits():
-    from resid.theory.factor import _best_split
+    from resid.theory.factor.constructions import _best_split
 
     norms = [lambda n: 2 * math.sin(1.3 / n), lambda n: math.expm1(2 / n), lambda n: 2 * math.sin(0.4 / n)]
     depth = 17

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from resid.theory import polar
-from resid.theory._float32 import float32_products
+from resid._precision import float32_products
+from resid.theory.procrustes import polar
 
 BACKENDS = torch.backends
 

@@ -10,19 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resid.data.whitened import load_dataset
 from resid.errors import DepthError, MarginError, NotFiniteError, OptionError, SampleConflictError, ShapeError
-from resid.lab.data import load_dataset
 from resid.nets.memorizer import export_memorizer
-from resid.theory import _memorize, memorize
+from resid.theory.memorize import _blocks as _memorize
 from resid.theory.memorize import (
+    construct_exact_memorizer,
     construct_memorizer,
     isolating_block,
     measure_margins,
     projection_width,
+    rational_sphere_point,
     separation,
     smallest_width,
 )
-from resid.theory.memorize_exact import construct_exact_memorizer, rational_sphere_point
+from resid.theory.memorize import network as memorize
 from tests.twins.memorize import competitors_twin, output_twin, separation_twin
 
 F64 = torch.float64

@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 
 from resid.errors import ConvergenceError, DepthError, DeterminantError, NotFiniteError, OptionError, ShapeError
 from resid.theory.factor import near_identity_lower_bound
-from resid.theory.near_identity_flow import flow_bound, flow_constant, flow_times, near_identity_flow
-from resid.theory.norms import linear_bound, norm_deviation
-from resid.theory.smooth_maps import (
+from resid.theory.norms import (
     SMOOTH_FAMILIES,
     SmoothMap,
+    flow_bound,
+    flow_constant,
+    flow_times,
+    linear_bound,
     mirror_augmented,
+    near_identity_flow,
+    norm_deviation,
     residual_map,
     sample_smooth_map,
     shear,

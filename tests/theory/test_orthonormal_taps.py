@@ -5,8 +5,7 @@ import torch
 
 from resid.errors import NotFiniteError, ShapeError, SizeError
 from resid.theory.conv_spectrum import conv_singular_values
-from resid.theory.orthonormal_taps import project_orthonormal_taps
-from resid.theory.procrustes import norm_preserving_scale, project_norm_preserving
+from resid.theory.procrustes import norm_preserving_scale, project_norm_preserving, project_orthonormal_taps
 from tests.twins.conv import conv_matrix_twin
 
 

@@ -8,12 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resid.book.checks.norms.procrustes import isometric_kernel
 from resid.errors import ConvergenceError, NotFiniteError, OptionError, ShapeError, SizeError
 from resid.theory.conv_spectrum import conv_matrix, conv_singular_values
-from resid.theory.polar import METHODS, POLAR_EXPRESS, inverse_square_root, polar_factor, scaled_to_one
-from resid.theory.procrustes import norm_preserving_scale, project_norm_preserving, projection_report
-from resid.theory.procrustes_released import coupled_newton_schulz, released_projection
-from resid.trials.procrustes import isometric_kernel
+from resid.theory.procrustes import (
+    coupled_newton_schulz,
+    norm_preserving_scale,
+    project_norm_preserving,
+    projection_report,
+    released_projection,
+)
+from resid.theory.procrustes.polar import METHODS, POLAR_EXPRESS, inverse_square_root, polar_factor, scaled_to_one
 from tests.twins.conv import conv_matrix_twin, projection_twin, published_projection
 
 F64 = torch.float64

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from resid.data.whitened import load_whitened
 from resid.errors import CovarianceError, DepthError, NotFiniteError, OptionError, ShapeError
-from resid.lab.data import load_whitened
 from resid.theory.shortcut import (
     ShortcutNetwork,
     balanced_hessian_spectrum,
@@ -83,7 +83,7 @@ def test_hessian_is_the_second_derivative_of_the_definition(case):
 
 
 def test_hessian_of_many_samples_is_taken_in_chunks(monkeypatch):
-    monkeypatch.setattr("resid.theory._shortcut_hessian._CHUNK", 40)
+    monkeypatch.setattr("resid.theory.shortcut._CHUNK", 40)
     W, X, Y = problem(2, 2, 2, m=11)
     for kind in (("relu", "mid"), ("tanh", "pre")):
         close(ShortcutNetwork(2, 2, 2, *kind).hessian(W, X, Y), hessian_twin(W, X, Y, *kind))

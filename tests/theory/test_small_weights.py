@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resid.book.checks.samples.many_digits import arc_round
+from resid.book.checks.samples.small_weights import awkward_samples, measured_log_gains, on_sphere, random_samples
 from resid.errors import DepthError, MarginError, NotFiniteError, OptionError, ShapeError
-from resid.theory.small_weights import (
+from resid.theory.small_weights.network import (
     _woken,
     apply_units,
     construct_small_weight_network,
@@ -26,8 +28,6 @@ from resid.theory.small_weights import (
     sphere_paths,
     total_norm_bound,
 )
-from resid.trials.many_digits import arc_round
-from resid.trials.small_weights import awkward_samples, measured_log_gains, on_sphere, random_samples
 from tests.twins.small_weights import least_distance_twin, network_twin
 
 F64 = torch.float64

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from resid.lab.step_graph import StepGraph
+from resid.training.step_graph import StepGraph
 
 
 class Tape(TorchDispatchMode):

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from resid.lab.batches import draw_crops, draw_order, load_split
-from resid.lab.recipes import build_network
+from resid.data.batches import draw_crops, draw_order, load_split
+from resid.training.recipe import build_network
 
 
 def slow_training(recipe):

@@ -1,0 +1,17 @@
+from .journal import Journal as Journal
+from .journal import cache_folder as cache_folder
+from .kit import COLOURS as COLOURS
+from .kit import CheckFailed as CheckFailed
+from .kit import Series as Series
+from .kit import SliderFigure as SliderFigure
+from .kit import check as check
+from .kit import finish as finish
+from .kit import glue as glue
+from .kit import plot_measured as plot_measured
+from .kit import plot_theory as plot_theory
+from .kit import record as record
+from .kit import say as say
+from .kit import setup as setup
+from .kit import slider as slider
+from .kit import table as table
+from .kit import use_style as use_style

@@ -1,0 +1,1 @@
+"""Checks of Part I: deep linear networks, their landscape, shortcut networks."""

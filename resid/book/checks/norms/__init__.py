@@ -1,0 +1,1 @@
+"""Checks of Part III: norms of gradients, spectra of convolutions, projections."""

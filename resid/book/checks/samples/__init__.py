@@ -1,0 +1,1 @@
+"""Checks of Part II: networks through finite samples."""

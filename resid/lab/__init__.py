@@ -1,1 +1,0 @@
-"""Experiments: data, and what is measured on it."""

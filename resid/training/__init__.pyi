@@ -1,0 +1,15 @@
+from .cost import count_flops as count_flops
+from .cost import hours as hours
+from .launcher import LaunchError as LaunchError
+from .launcher import launch as launch
+from .recipe import Recipe as Recipe
+from .recipe import RecipeError as RecipeError
+from .recipe import build_network as build_network
+from .recipes import RECIPES as RECIPES
+from .sweep import UnfinishedError as UnfinishedError
+from .sweep import finished_runs as finished_runs
+from .sweep import run_folder as run_folder
+from .sweep import run_recipes as run_recipes
+from .trainer import DivergedError as DivergedError
+from .trainer import Result as Result
+from .trainer import train as train

@@ -1,0 +1,488 @@
+"""What goes wrong on people's machines: mended where nothing is lost by it, else one line that says what to do."""
+
+import builtins
+import gzip
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resid.data import decode, download
+from resid.data.decode import decode_test
+from resid.data.download import DataFileError, fetch
+from resid.data.image_files import open_images
+from resid.data.shrink import shrink_images
+from resid.errors import OptionError
+from resid.training import cli
+from resid.training import launcher as launch
+from resid.training.checkpoint import DamagedRunError, RunFolder, read_status
+from resid.training.engine import Stop
+from resid.training.recipe import RecipeError, build_network
+from resid.training.trainer import FAILED, INTERRUPTED, STOPPED, train
+from tests.data.test_decode import apart, encode, picture, resized
+from tests.data.test_download import CONTENT, archive, server  # noqa: F401 - a fixture
+from tests.data.test_image_files import write_parquet
+from tests.training.test_trainer import ALLCONV
+from tools import bootstrap, site
+
+# --- interrupts
+
+
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """A shell has what it starts in the background ignore Ctrl-C, and these tests may be run there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_saves_and_stops_and_a_second_one_does_not_wait():
+    before = signal.getsignal(signal.SIGINT)
+    with Stop() as stop:
+        assert stop.wish() == ""
+        assert signal.getsignal(signal.SIGINT) is not before
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wish() == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_signals_that_are_ignored_or_not_pythons_stay_so(monkeypatch):
+    """In the background of a shell SIGINT is ignored; a program around Python may have set handlers of its own."""
+    monkeypatch.setattr(signal, "getsignal", lambda name: signal.SIG_IGN if name == signal.SIGINT else None)
+    asked = []
+    monkeypatch.setattr(signal, "signal", lambda name, handler: asked.append(name))
+    with Stop():
+        assert asked == [signal.SIGTERM]
+    assert asked == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_launcher_passes_signals_on_once(tmp_path, monkeypatch, number):
+    code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(3)); time.sleep(60)"
+    monkeypatch.setattr(launch, "worker_command", lambda *_, **__: [sys.executable, "-c", code])
+    threading.Timer(2.0, os.kill, (os.getpid(), number)).start()
+    assert launch.launch(ALLCONV, tmp_path, 2, device="cpu", say=None).state == "stopped"
+
+
+def test_ctrl_c_in_a_training_loses_nothing(tmp_path, monkeypatch, capsys):
+    step, done = torch.optim.SGD.step, []
+
+    def interrupted(self, *arguments):
+        done.append(1)
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *arguments)
+
+    words = [ALLCONV.to_json(), "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", interrupted)
+        assert cli.main(words) == STOPPED
+    assert read_status(tmp_path / "run") == {"state": "stopped", "step": 2, "reason": "SIGINT"}
+    assert "the same command goes on" in capsys.readouterr().out
+    assert cli.main(words) == 0
+    whole = train(ALLCONV, tmp_path / "whole").weights()
+    found = torch.load(tmp_path / "run" / "weights.pt", weights_only=True)
+    assert all(torch.equal(value, found[name]) for name, value in whole.items())
+
+
+def test_ctrl_c_before_there_is_a_training_is_one_line(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_train", interrupt)
+    assert cli.main([ALLCONV.to_json()]) == INTERRUPTED
+    assert capsys.readouterr().err == "resid-train: interrupted: the same command goes on\n"
+
+
+def test_sigterm_before_the_processes_catch_it_is_no_try_that_failed(tmp_path, monkeypatch):
+    """They take seconds to import torch, and die of the signal; a next try would train to the end against the wish."""
+    begun = []
+
+    def command(*_, **__):
+        begun.append(1)
+        return [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    monkeypatch.setattr(launch, "worker_command", command)
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    result = launch.launch(ALLCONV, tmp_path, 2, device="cpu", say=None)
+    assert (result.state, result.reason, len(begun)) == ("stopped", "told to stop", 1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ranks_of_one_machine_need_no_name_for_it():
+    assert "--local-addr=127.0.0.1" in launch.worker_command(ALLCONV, "run", 2)
+
+
+# --- the command line
+
+
+def refused(words, capsys):
+    """The one line that a command says before it ends with the status for what another try would not help."""
+    assert cli.main(words) == FAILED
+    out = capsys.readouterr()
+    (line,) = out.err.splitlines()
+    assert line.startswith("resid-train: ")
+    assert "Traceback" not in out.out
+    return line
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+@pytest.mark.parametrize("more", [[], ["--nproc", "2"]], ids=["alone", "launched"])
+def test_a_run_folder_that_is_a_file(below, more, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    place = str(tmp_path / "file" / below)
+    line = refused([ALLCONV.to_json(), "--run-dir", place, "--device", "cpu", *more], capsys)
+    assert f"run_dir = {place.rstrip('/')!r}: nothing can be written there: " in line
+
+
+@pytest.mark.parametrize("more", [[], ["--nproc", "2"]], ids=["alone", "launched"])
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [("gpu", '"cpu", "cuda" or "cuda:0", say, is needed'), ("cuda", "torch"), ("meta", "for CPUs and for GPUs")],
+)
+def test_a_device_that_is_not_there(device, text, more, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(launch, "_run", lambda *_: pytest.fail("a process was started"))
+    line = refused([ALLCONV.to_json(), "--run-dir", str(tmp_path / "run"), "--device", device, *more], capsys)
+    assert f"device = {device!r}: " in line
+    assert text in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ('options.widths=[16,"a"]', "widths"),
+        ("options.widths=[0,16]", "widths"),
+    ],
+)
+def test_options_that_make_no_network(setting, text, tmp_path, capsys):
+    line = refused(["digits-allconv", "--set", setting, "--run-dir", str(tmp_path), "--device", "cpu"], capsys)
+    assert "RecipeError: options = " in line
+    assert text in line
+
+
+@pytest.mark.parametrize("width", [0, -1, "a", 1.5])
+def test_a_width_that_makes_no_network(width):
+    recipe = cli.read_recipe("digits-proc22")[1]
+    with pytest.raises(RecipeError, match="width"):
+        build_network(recipe.replace(options={**recipe.network_options, "width": width}))
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--max-seconds", "nan"], "max_seconds = nan: a number of seconds is needed"),
+        (["--max-seconds", "-1"], "max_seconds = -1.0: a number of seconds is needed"),
+        (["--save-every", "-3"], "save_every = -3: an integer of at least 1 is needed"),
+        (["--data", "nowhere/at/all"], "--data nowhere/at/all: there is no such folder"),
+    ],
+)
+def test_options_of_no_use(words, text, tmp_path, capsys):
+    assert text in refused([ALLCONV.to_json(), "--run-dir", str(tmp_path), "--device", "cpu", *words], capsys)
+
+
+def test_a_recipe_that_is_no_text(tmp_path, capsys):
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe")
+    assert "a.json cannot be read" in refused([str(tmp_path / "a.json")], capsys)
+
+
+def test_what_a_download_needs_is_named(tmp_path, monkeypatch, capsys):
+    real = builtins.__import__
+
+    def lacking(name, *more):
+        if name == "pooch":
+            raise ModuleNotFoundError("No module named 'pooch'", name="pooch")
+        return real(name, *more)
+
+    monkeypatch.setattr(builtins, "__import__", lacking)
+    monkeypatch.setenv("RESID_DATA", str(tmp_path / "data"))
+    line = refused(["zaeemzadeh-constant-resnet20", "--run-dir", str(tmp_path / "run"), "--device", "cpu"], capsys)
+    assert 'pooch is needed to download it: pip install "resid-book[run]"' in line
+
+
+# --- files of a run folder
+
+
+@pytest.fixture
+def finished(tmp_path):
+    train(ALLCONV, tmp_path, save_every=3)
+    return tmp_path
+
+
+def test_a_line_of_metrics_that_was_cut_off_is_left_out(finished):
+    path = finished / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[-1] = json.dumps({"step": 1, "ratios": {"a": {"b": 1}}})
+    path.write_text("\n".join(lines)[:-1])  # behind the end of an inner brace
+    assert [line["epoch"] for line in RunFolder(finished, ALLCONV).lines()] == list(range(1, len(lines)))
+    path.write_text("{\n" + "\n".join(lines))
+    with pytest.raises(DamagedRunError, match=r"metrics.jsonl, line 1 is damaged"):
+        RunFolder(finished, ALLCONV).lines()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
+def test_a_damaged_status_is_written_anew(finished, content):
+    (finished / "status.json").write_bytes(content)
+    with pytest.warns(UserWarning, match="status.json is damaged and passed over"):
+        assert RunFolder(finished, ALLCONV).status() == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert train(ALLCONV, finished).state == "finished"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"epochs": 1, "epochen": 2}'])
+def test_a_damaged_recipe_is_named(finished, content):
+    (finished / "recipe.json").write_bytes(content)
+    with pytest.raises(DamagedRunError, match=r"recipe.json is no recipe: .*choose another folder"):
+        RunFolder(finished, ALLCONV)
+
+
+@pytest.mark.parametrize("what", ["text", "list", "without a recipe"])
+def test_a_checkpoint_that_is_none_is_passed_over(finished, what):
+    """Its checksum is right, so that somebody, or another program, has written it so."""
+    buffer = io.BytesIO()
+    torch.save([1, 2] if what == "list" else {"step": 9}, buffer)
+    content = b"hello" if what == "text" else buffer.getvalue()
+    (finished / f"step-999999999-{hashlib.sha256(content).hexdigest()[:16]}.pt").write_bytes(content)
+    before = RunFolder(finished, ALLCONV).checkpoints()[-2]
+    with pytest.warns(UserWarning, match="is no checkpoint and passed over"):
+        state = RunFolder(finished, ALLCONV).load()
+    assert state["step"] == int(before.name[5:14])
+
+
+def test_two_checkpoints_are_of_two_steps(tmp_path):
+    folder = RunFolder(tmp_path, ALLCONV, keep=2)
+    for step, value in ((1, 1), (2, 1), (2, 2)):  # a stop right behind a save
+        folder.save(step, {"x": torch.tensor(value)})
+    assert [int(path.name[5:14]) for path in folder.checkpoints()] == [1, 2]
+    assert folder.load()["x"] == 2
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1.5, None])
+def test_a_run_keeps_at_least_one_checkpoint(tmp_path, keep):
+    with pytest.raises(OptionError, match=r"keep = .*: an integer of at least 1"):
+        train(ALLCONV, tmp_path, keep=keep)
+
+
+def test_metrics_say_what_made_them(finished):
+    for line in RunFolder(finished, ALLCONV).lines():
+        assert line["threads"] == torch.get_num_threads()
+        assert line["torch"] == torch.__version__
+        assert len(line["code"]) == 16
+
+
+# --- downloads and images
+
+
+def test_processes_that_need_the_same_archive_get_it_once(server, tmp_path):  # noqa: F811
+    """Locks are between open files, so that threads stand for processes here."""
+    found, errors = [], []
+
+    def one():
+        try:
+            found.append(fetch(archive(server, "good"), tmp_path, progress=False).read_bytes())
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert found == [CONTENT] * 6
+    assert len(server.seen) == 1
+
+
+def test_where_folders_cannot_be_locked_a_download_goes_on(server, tmp_path, monkeypatch):  # noqa: F811
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert fetch(archive(server, "good"), tmp_path, progress=False).read_bytes() == CONTENT
+
+
+def test_a_damaged_archive_of_one_file_is_named(tmp_path):
+    path = tmp_path / "a.gz"
+    content = bytearray(gzip.compress(CONTENT))
+    content[20] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(DataFileError, match="is damaged or not the official archive"):
+        download.unpack(path, {"a": "0"}, tmp_path)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 700), (700, 1), (3, 400), (40, 333), (90, 33), (25, 25)])
+def test_of_a_thin_image_only_the_middle_is_resized(width, height, monkeypatch):
+    image = picture(width, height)
+    short = min(width, height)
+    w, h = 20 * width // short, 20 * height // short
+    left, top = round((w - 17) / 2), round((h - 17) / 2)
+    expected = resized(np.asarray(image), w, h)[top : top + 17, left : left + 17]
+    asked, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *more, **k: asked.append(size) or resize(self, size, *more, **k)
+    )
+    assert apart(decode_test(encode(image), 17, 20), expected) <= 1.01
+    assert asked == [(17, 17)]
+
+
+def test_a_strip_does_not_eat_the_memory():
+    """102 bytes of a file took 1.6 GB, and 100,000 pixels in a row 21 GB."""
+    began = time.monotonic()
+    assert decode_test(encode(Image.new("RGB", (1, 100_000), "red"))).shape == (3, 224, 224)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "I;16", "CMYK", "1"])
+@pytest.mark.parametrize("strip", [1, 50, 211, 10_000])
+def test_strips_are_the_whole(mode, strip, monkeypatch):
+    rng = np.random.default_rng(len(mode))
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 2**16, (13, 21), dtype=np.uint16))
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (13, 21, 4), dtype=np.uint8)).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    whole = np.asarray(decode.to_rgb(image))
+    monkeypatch.setattr(decode, "STRIP", strip)
+    assert np.array_equal(np.asarray(decode.to_rgb(image)), whole)
+
+
+def test_a_large_transparent_image_needs_little_more_than_itself_and_the_result():
+    """In a process of its own, so that its peak is that of this image: it took 1.5 GB."""
+    code = """
+        import io, resource
+        from PIL import Image
+        from resid.data.decode import open_image, to_rgb
+        file = io.BytesIO(); Image.new("RGBA", (6000, 6000)).save(file, "PNG", compress_level=1)
+        image = open_image(file.getvalue()); image.load()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert to_rgb(image).size == (6000, 6000)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 36e3)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert float(done.stdout) < 6, done.stderr  # bytes for a pixel: 3 of RGB, and what the strips take
+
+
+def shards(tmp_path, rows, **more):
+    return write_parquet(tmp_path / "data set", rows, shards=1, **more)
+
+
+IMAGE = encode(Image.new("RGB", (9, 9)))
+
+
+@pytest.mark.parametrize("classes", [["", "a"], ["a", ""], [".", ".."], ["../x", "a"], ["a\0b", "c"], ["n" * 250, "o"]])
+@pytest.mark.parametrize("name", ["a.jpg", "../../b.jpg", "/c.jpg", "d\0e.jpg", "f" * 251 + ".jpg"])
+def test_a_copy_stays_below_its_folder(tmp_path, classes, name):
+    rows = [(IMAGE, name, 0), (IMAGE, name, 1)]
+    source = shards(tmp_path, rows, names=classes)
+    out = tmp_path / "deep" / "out"
+    done = shrink_images(source, out, 4)
+    written = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {"data set", "deep"}
+    images = [path for path in out.rglob("*") if path.is_file() and path.name not in ("lock", "shrink.json")]
+    assert len(images) == done.written == 2
+    assert all(len(path.relative_to(out).parts) == 3 for path in images)
+    copy = open_images(out, "train")
+    assert copy.labels.tolist() == [0, 1]  # as many classes as before, in their order
+
+
+@pytest.mark.parametrize("where", ["", "train", "copies/small"])
+def test_a_copy_does_not_lie_in_what_is_copied(tmp_path, where):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "b.png").write_bytes(IMAGE)
+    with pytest.raises(OptionError, match="is the folder of the images itself, or lies in it"):
+        shrink_images(tmp_path, tmp_path / where)
+
+
+@pytest.mark.parametrize("label", [10**8, 2**40])
+def test_a_label_of_no_class_is_told_at_once(tmp_path, label):
+    began = time.monotonic()
+    with pytest.raises(DataFileError, match=rf"class 1 of {label + 1} has no image: there are 2 images"):
+        open_images(shards(tmp_path, [(IMAGE, "a.jpg", 0), (IMAGE, "b.jpg", label)]), "train")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("names", [5, [1, 2], "ab", {"a": 1}])
+def test_names_of_classes_that_are_no_texts(tmp_path, names):
+    with pytest.raises(DataFileError, match="metadata"):
+        open_images(shards(tmp_path, [(IMAGE, "a.jpg", 0)], names=names), "train")
+
+
+def test_a_pipe_called_like_an_image_is_no_image(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "b.png").write_bytes(IMAGE)
+    os.mkfifo(tmp_path / "train" / "a" / "f.jpg")
+    assert len(open_images(tmp_path, "train")) == 1
+
+
+# --- make
+
+
+def test_an_environment_that_was_not_finished_is_made_anew(tmp_path, monkeypatch):
+    """An interrupt of the first `make` leaves Python there, and no pip."""
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    assert not bootstrap.whole()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    assert not bootstrap.whole()
+    made = []
+
+    def create(place, with_pip):
+        made.append(place.exists())
+        raise subprocess.CalledProcessError(1, "venv")
+
+    monkeypatch.setattr(bootstrap.venv, "create", create)
+    with pytest.raises(SystemExit):
+        bootstrap.main()
+    assert made == [False]
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    assert bootstrap.whole()
+
+
+def test_a_site_whose_build_was_interrupted_is_built_whole(tmp_path, monkeypatch):
+    """Pages name styles with a checksum: those that were written before the interrupt have the new one, others not."""
+    asked = []
+
+    class Done:
+        returncode, stdout = 0, ""
+
+    def run(command, **_):
+        asked.append("--all" in command)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return Done
+
+    for name in ("assets.fetch", "notebooks.execute_all"):
+        monkeypatch.setattr(f"tools.site.{name}", lambda *_: None)
+    monkeypatch.setattr(site, "stage", set)
+    monkeypatch.setattr(site, "UNFINISHED", tmp_path / "unfinished")
+    monkeypatch.setattr(site.subprocess, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        site.build()
+    site.build()
+    site.build()
+    assert asked == [False, True, False]
+    assert not Path(tmp_path / "unfinished").exists()

@@ -1,0 +1,458 @@
+"""Training on image files: exact after a stop, for any number of ranks and parts, and whatever happens to the files."""
+
+import errno
+import json
+import os
+import signal
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from resid.book.experiments.sample_images import write_sample_tree
+from resid.data.decode import decode_test
+from resid.data.image_files import open_images
+from resid.data.official import DataFileError
+from resid.data.stream import IMAGENET_MEAN, IMAGENET_STD, StreamBatches
+from resid.data.workers import WorkerDiedError, Workers
+from resid.training import checkpoint, cli, engine
+from resid.training import feeds as sources
+from resid.training.checkpoint import CheckpointError, RunFolder
+from resid.training.engine import Engine
+from resid.training.feeds import default_workers, open_source, spread
+from resid.training.launcher import launch
+from resid.training.ranks import Ranks
+from resid.training.recipe import Recipe, build_network
+from resid.training.recipes import RECIPES
+from resid.training.trainer import INTERRUPTED, train
+from tests.training.runs import Fault, run
+
+LONE = Ranks(0, 1, torch.device("cpu"))
+#: 63 training and 21 test files of seven classes: the last batches are ragged, for two and three ranks as well
+IMAGES = Recipe(
+    dataset="images", classes=7, size=16, network="allconv", epochs=2, batch=20, lr=0.02, pad=0,
+    options={"blocks": 1, "widths": (4, 4, 8), "stem": (3, 2), "strides": (2, 2)},
+)  # fmt: skip
+DIGITS = Recipe(
+    dataset="digits", network="allconv", options={"blocks": 1, "widths": (2, 4, 4, 8)}, epochs=1, batch=320, lr=0.05,
+    pad=1, flip=False,
+)  # fmt: skip
+TIMES = {"seconds", "images_per_second"}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_sample_tree(tmp_path_factory.mktemp("images"), classes=7, per_class=9, val=3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(tree, tmp_path_factory):
+    """An uninterrupted run."""
+    return train(IMAGES, tmp_path_factory.mktemp("whole"), data_folder=tree, workers=0)
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def assert_close(found, expected, atol=1e-6):
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=atol, rtol=0, msg=name)
+
+
+def timeless(lines):
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def by_hand(recipe, weights, tree, split="val", chosen=None):
+    """Loss, top-1 and top-5 error of a network, image by image."""
+    files, model = open_images(tree, split), build_network(recipe)
+    model.load_state_dict(weights)
+    losses, ranks = [], []
+    for i in range(len(files)) if chosen is None else chosen:
+        pixels = decode_test(files.read(i), recipe.size, round(recipe.size * 256 / 224)).double()
+        image = (pixels - IMAGENET_MEAN.view(3, 1, 1)) / IMAGENET_STD.view(3, 1, 1)
+        with torch.no_grad():
+            logits = model(image.float()[None])[0]
+        losses.append(float(-logits.log_softmax(0)[files.labels[i]]))
+        ranks.append(int((logits > logits[files.labels[i]]).sum()))
+    n = len(losses)
+    return sum(losses) / n, sum(r > 0 for r in ranks) / n, sum(r > 4 for r in ranks) / n
+
+
+def test_errors_are_those_of_every_image_by_hand(tree, tmp_path):
+    recipe = IMAGES.replace(check_training=10, lr=1e-4, seed=1)  # which is wrong often enough
+    last = train(recipe, tmp_path, data_folder=tree, workers=0)
+    line = last.metrics[-1]
+    loss, top1, top5 = by_hand(recipe, last.weights(), tree)
+    assert (line["test_error"], line["test_top5_error"]) == (top1, top5)
+    assert 0 < top5 < top1 < 1, "the two would not be told apart"
+    assert line["test_loss"] == pytest.approx(loss, rel=1e-5)
+    chosen = spread(63, 10).tolist()
+    loss, top1, top5 = by_hand(recipe, last.weights(), tree, "train", chosen)
+    assert (line["plain_train_error"], line["plain_train_top5_error"]) == (top1, top5)
+    assert "plain_train_error" not in last.metrics[0]
+
+
+def test_training_images_are_checked_in_memory_too(tmp_path):
+    recipe = DIGITS.replace(check_training=7)
+    result = train(recipe, tmp_path)
+    source = open_source(recipe, LONE)
+    assert torch.equal(source.checking.split.images, source.training.split.images[spread(1433, 7)])
+    model = build_network(recipe)
+    model.load_state_dict(result.weights())
+    ((images, labels, _),) = source.checking.plain()
+    loss = float(F.cross_entropy(model(images), labels).detach())
+    assert result.metrics[-1]["plain_train_loss"] == pytest.approx(loss)
+    assert (spread(3, 7).tolist(), spread(10, 3).tolist()) == ([0, 1, 2], [0, 3, 6])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stopping_inside_an_epoch_changes_nothing(workers, tree, whole, tmp_path):
+    for step in range(1, 8):
+        part = train(IMAGES, tmp_path, data_folder=tree, workers=workers, max_seconds=0)
+        assert (part.state, part.step) == ("stopped", step)
+        if workers and step == 2:
+            break  # workers take a while to start
+    last = train(IMAGES, tmp_path, data_folder=tree, workers=workers, background_saves=True, save_every=1)
+    assert (last.state, last.step) == ("finished", 8)
+    assert_equal(last.weights(), whole.weights())
+    assert timeless(last.metrics) == timeless(whole.metrics)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_number_of_ranks_sees_each_file_once(ranks, tree, whole, tmp_path):
+    given = ["--data", str(tree), "--workers", "0"]
+    assert run(IMAGES, tmp_path, ranks, more=given) == [0] * ranks
+    found = RunFolder(tmp_path, IMAGES).lines()
+    for mine, theirs in zip(found, whole.metrics, strict=True):
+        assert mine["ranks"] == ranks
+        for name in ("loss", "train_error", "test_loss", "test_error", "test_top5_error"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5), name
+    assert_close(torch.load(tmp_path / "weights.pt", weights_only=True), whole.weights())
+
+
+def test_another_number_of_ranks_goes_on(tree, whole, tmp_path):
+    given = ["--data", str(tree), "--workers", "0"]
+    assert run(IMAGES, tmp_path, 2, Fault("step", 4), save_every=1, more=given)[0] == -signal.SIGKILL
+    assert run(IMAGES, tmp_path, 1, Fault("step", 3), save_every=1, more=given)[0] == -signal.SIGKILL
+    assert run(IMAGES, tmp_path, 3, more=given) == [0, 0, 0]
+    assert_close(torch.load(tmp_path / "weights.pt", weights_only=True), whole.weights())
+    assert [line["step"] for line in RunFolder(tmp_path, IMAGES).lines()] == [4, 8]
+
+
+# --- parts of a batch ---
+
+
+def test_parts_add_up_to_the_batch(tmp_path):
+    plain = train(DIGITS, tmp_path / "whole")
+    cut = train(DIGITS.replace(micro_batch=80), tmp_path / "parts")
+    ragged = train(DIGITS.replace(micro_batch=150), tmp_path / "ragged")  # 150, 150, 20, and in the end 150, 3
+    for other in (cut, ragged):
+        assert_close(other.weights(), plain.weights())
+        for name in ("loss", "train_error", "test_loss"):
+            assert other.metrics[0][name] == pytest.approx(plain.metrics[0][name], rel=1e-5)
+    start = build_network(DIGITS).state_dict()
+    assert max(float((plain.weights()[n] - w).abs().max()) for n, w in start.items()) > 5e-4
+
+
+def test_four_parts_of_eight_are_one_batch_of_thirty_two():
+    """The gradient itself, and how often the network is called."""
+    recipe = DIGITS.replace(batch=32)
+    gradients, calls = {}, []
+    for micro in (None, 8, 12):
+        model = build_network(recipe)
+        parts = Engine.__new__(Engine)
+        parts.recipe, parts.parallel = recipe.replace(micro_batch=micro), model
+        batch = next(open_source(recipe, LONE).training.epoch(0))
+        seen = 0
+        for images, labels in parts.parts(batch.images, batch.labels):
+            (F.cross_entropy(model(images), labels, reduction="sum") / batch.size).backward()
+            seen += 1
+        calls.append(seen)
+        gradients[micro] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert calls == [1, 4, 3]
+    assert float(gradients[None].norm()) > 1e-3
+    for micro in (8, 12):
+        torch.testing.assert_close(gradients[micro], gradients[None], atol=1e-7, rtol=1e-5)
+
+
+def test_two_ranks_exchange_the_sum_of_their_parts(tmp_path):
+    recipe = DIGITS.replace(micro_batch=70)
+    plain = train(DIGITS, tmp_path / "whole")
+    assert run(recipe, tmp_path / "parts", 2) == [0, 0]
+    assert_close(torch.load(tmp_path / "parts" / "weights.pt", weights_only=True), plain.weights())
+
+
+# --- files that cannot be read, and workers that die ---
+
+
+def test_broken_files_count_nowhere_and_are_named(tmp_path):
+    tree = write_sample_tree(tmp_path / "images", classes=7, per_class=9, val=3, seed=1, odd=("truncated", "empty"))
+    (tree / "val" / "n00000003" / "n00000003_1.JPEG").write_bytes(b"")
+    recipe, lines = IMAGES.replace(epochs=1, lr=0.0), []
+    result = train(recipe, tmp_path / "run", data_folder=tree, workers=0, say=lines.append)
+    (line,) = result.metrics
+    noted = json.loads((tmp_path / "run" / "broken.json").read_text())
+    assert sorted(noted) == [
+        "train/n00000000/n00000000_odd_truncated.JPEG", "train/n00000001/n00000001_odd_empty.JPEG",
+        "val/n00000003/n00000003_1.JPEG",
+    ]  # fmt: skip
+    assert (line["broken"], line["broken_first"]) == (3, sorted(noted))
+    assert "3 files cannot be read, see broken.json: train/n00000000/n00000000_odd_truncated.JPEG" in lines[0]
+    good = [i for i in range(21) if i != 10]
+    loss, top1, top5 = by_hand(recipe, result.weights(), tree, "val", good)
+    assert (line["test_error"], line["test_top5_error"]) == (top1, top5)
+    assert line["test_loss"] == pytest.approx(loss, rel=1e-5)
+    model, wrong = build_network(recipe), 0
+    for images, labels, _ in StreamBatches(open_images(tree, "train"), 20, recipe.seed, size=16).epoch(0):
+        wrong += int((model(images).argmax(1) != labels)[labels >= 0].sum())
+    assert line["train_error"] == wrong / 63
+    assert line["images_per_second"] == pytest.approx(63 / line["seconds"])
+
+
+def test_a_file_deleted_under_way_is_named_and_the_run_goes_on(tmp_path):
+    tree = write_sample_tree(tmp_path / "images", classes=7, per_class=9, val=3, seed=1)
+    victim = tree / "train" / "n00000002" / "n00000002_4.JPEG"
+
+    def delete(line):
+        victim.unlink(missing_ok=True)
+
+    result = train(IMAGES, tmp_path / "run", data_folder=tree, workers=0, say=delete)
+    assert result.state == "finished"
+    assert "broken" not in result.metrics[0]
+    assert result.metrics[1]["broken_first"] == ["train/n00000002/n00000002_4.JPEG"]
+    assert (
+        "No such file"
+        in json.loads((tmp_path / "run" / "broken.json").read_text())[result.metrics[1]["broken_first"][0]]
+    )
+
+
+def test_broken_files_of_all_ranks_are_named(tmp_path):
+    tree = write_sample_tree(tmp_path / "images", classes=7, per_class=9, val=3, seed=1, odd=("truncated", "empty"))
+    recipe = IMAGES.replace(epochs=1)
+    assert run(recipe, tmp_path / "run", 2, more=["--data", str(tree), "--workers", "0"]) == [0, 0]
+    assert len(json.loads((tmp_path / "run" / "broken.json").read_text())) == 2
+    assert RunFolder(tmp_path / "run", recipe).lines()[0]["broken"] == 2
+
+
+def test_a_worker_that_is_killed_is_worth_another_try(tree, whole, tmp_path, monkeypatch):
+    step, begin = torch.optim.SGD.step, Workers.__init__
+    steps, made = [], []
+
+    def kept(self, *arguments):
+        made.append(self)
+        begin(self, *arguments)
+
+    def deadly(self, *arguments):
+        steps.append(None)
+        if len(steps) == 2:
+            (pid,) = [pid for workers in made for pid in workers.pids]
+            os.kill(pid, signal.SIGKILL)
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", deadly)
+        patch.setattr(Workers, "__init__", kept)
+        with pytest.raises(WorkerDiedError):
+            train(IMAGES, tmp_path, data_folder=tree, workers=1, save_every=1)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "running", "a state of 'failed' would keep the launcher from another try"
+    assert RunFolder(tmp_path, IMAGES).checkpoints(), "it goes on from there"
+    last = train(IMAGES, tmp_path, data_folder=tree, workers=0)
+    assert_equal(last.weights(), whole.weights())
+
+
+#: In the first try, kill what decodes images before the third step; `site` imports this in every process.
+SITE = """
+    import os, pathlib
+    if "TRAINS" in os.environ and not pathlib.Path({marker!r}).exists():
+        import gc, signal, torch
+        step, seen = torch.optim.SGD.step, []
+        def stepping(*arguments, **more):
+            seen.append(None)
+            if len(seen) == 3:
+                pathlib.Path({marker!r}).touch()
+                from resid.data.workers import Workers
+                for workers in [thing for thing in gc.get_objects() if type(thing) is Workers]:
+                    for pid in workers.pids:
+                        os.kill(pid, signal.SIGKILL)
+            return step(*arguments, **more)
+        torch.optim.SGD.step = stepping
+"""
+
+
+def test_the_launcher_tries_again_after_a_worker_was_killed(tree, whole, tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(textwrap.dedent(SITE.format(marker=str(tmp_path / "killed"))))
+    places = [str(site), os.environ.get("PYTHONPATH", ""), str(Path.cwd())]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+    monkeypatch.setenv("TRAINS", "yes")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    said = []
+    last = launch(
+        IMAGES, tmp_path / "run", retries=1, save_every=1, device="cpu", data_folder=tree, workers=1, say=said.append
+    )
+    failures = [line for line in said if line.startswith("try ")]
+    assert len(failures) == 1
+    assert "try 1 of 2 failed: the process left with exit status 1: WorkerDiedError: a worker process" in failures[0]
+    assert_equal(last.weights(), whole.weights())
+
+
+def test_the_command_line_says_that_another_try_may_help(tree, tmp_path, monkeypatch, capsys):
+    def gone(*arguments, **more):
+        raise WorkerDiedError("a worker process has ended before its time")
+
+    monkeypatch.setattr(engine, "open_source", gone)
+    command = [IMAGES.to_json(), "--run-dir", str(tmp_path), "--data", str(tree), "--workers", "0", "--device", "cpu"]
+    assert cli.main(command) == INTERRUPTED
+    assert "WorkerDiedError: a worker process has ended" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_named(tree, tmp_path, monkeypatch):
+    monkeypatch.delenv("RESID_IMAGENET", raising=False)
+    with pytest.raises(DataFileError, match="RESID_IMAGENET has to name their folder"):
+        train(IMAGES, tmp_path / "a")
+    monkeypatch.setenv("RESID_IMAGENET", str(tmp_path / "nowhere"))
+    with pytest.raises(DataFileError, match=r"nowhere is not a folder: one with train and val"):
+        train(IMAGES, tmp_path / "b")
+    monkeypatch.setenv("RESID_IMAGENET", str(tree))
+    with pytest.raises(DataFileError, match="has 7 classes, and the recipe is for 1000"):
+        train(RECIPES["imagenet-paper"], tmp_path / "c", device="cpu", workers=0)
+    assert json.loads((tmp_path / "c" / "status.json").read_text())["error"] == "DataFileError"
+
+
+def test_workers_share_the_cpus_of_a_machine(monkeypatch):
+    monkeypatch.setattr(sources, "usable_cpus", lambda: 16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert default_workers(Ranks(0, 4, torch.device("cpu"))) == 3
+    assert default_workers(LONE) == 8
+    monkeypatch.setattr(sources, "usable_cpus", lambda: 2)
+    assert default_workers(Ranks(0, 4, torch.device("cpu"))) == 1
+
+
+@pytest.mark.parametrize(("n", "ranks"), [(50_000, 64), (21, 3), (65, 2), (1, 1), (5, 5), (64, 1)])
+def test_the_last_test_batch_has_a_file_for_every_rank(n, ranks):
+    size = sources._at_once(n, 64, Ranks(0, ranks, torch.device("cpu")))
+    assert (n % size or min(size, n)) >= ranks
+    assert size <= max(2 * 64, ranks)
+
+
+# --- checkpoints in the background ---
+
+
+@pytest.mark.parametrize("moment", ["half", "rename"])
+def test_killed_while_a_checkpoint_is_written_in_the_background(moment, tmp_path):
+    recipe = DIGITS.replace(batch=240, epochs=2)
+    behind = ["--background-saves"]
+    assert run(recipe, tmp_path, fault=Fault(moment, 3), more=behind) == [-signal.SIGKILL]
+    assert len(list(tmp_path.glob("*.tmp"))) == 1
+    kept = RunFolder(tmp_path, recipe).checkpoints()
+    assert [p.name[:14] for p in kept] == ["step-000000002", "step-000000004"]
+    assert RunFolder(tmp_path, recipe).load()["step"] == 4
+    assert run(recipe, tmp_path, more=behind) == [0]
+    assert not list(tmp_path.glob("*.tmp"))
+    plain = train(recipe, tmp_path / "whole")
+    assert_equal(torch.load(tmp_path / "weights.pt", weights_only=True), plain.weights())
+
+
+class Slow:
+    """Checkpoints wait, before they are turned into bytes, until they may; how many are under way at once is kept."""
+
+    def __init__(self, monkeypatch):
+        self.may, self.under_way, self.most, self.threads = threading.Event(), 0, 0, set()
+        turn = checkpoint._bytes
+
+        def slow(state):
+            self.threads.add(threading.current_thread().name)
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            assert self.may.wait(30)
+            self.under_way -= 1
+            return turn(state)
+
+        monkeypatch.setattr(checkpoint, "_bytes", slow)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    folder, slow = RunFolder(tmp_path, DIGITS), Slow(monkeypatch)
+    weight = torch.zeros(3)
+    with folder.opened(True):
+        folder.save_behind(1, {"model": {"w": weight}, "list": [weight, 5]})
+        weight += 1  # the next step, while the first state waits to be written
+        assert folder.checkpoints() == []
+        slow.may.set()
+        folder.save_behind(2, {"model": {"w": weight}})
+        folder.save(3, {"model": {"w": weight + 1}})
+    found = [torch.load(path, weights_only=True) for path in folder.checkpoints()]
+    assert [state["step"] for state in found] == [2, 3]
+    assert found[0]["model"]["w"].tolist() == [1, 1, 1]
+    assert slow.most == 1
+    assert len(slow.threads) == 2, "two in the background, one at the end of the run"
+
+
+def test_the_state_is_copied_before_it_is_written(tmp_path, monkeypatch):
+    folder, slow = RunFolder(tmp_path, DIGITS, keep=9), Slow(monkeypatch)
+    weight = torch.zeros(3)
+    with folder.opened(True):
+        folder.save_behind(1, {"model": {"w": weight, "more": (weight[:1], {"deep": weight})}})
+        weight += 1
+        slow.may.set()
+    state = torch.load(folder.checkpoints()[0], weights_only=True)
+    assert state["model"]["w"].tolist() == [0, 0, 0]
+    first, rest = state["model"]["more"]
+    assert (first.tolist(), rest["deep"].tolist()) == ([0], [0, 0, 0])
+
+
+def full_disk(monkeypatch, name):
+    write = checkpoint.write_whole
+
+    def limited(path, content):
+        if path.name.startswith(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_whole", limited)
+
+
+@pytest.mark.parametrize(("full", "reached"), [("step-000000002", 4), ("step-000000004", 5)])
+def test_a_full_disk_shows_at_the_next_checkpoint_and_at_the_end(full, reached, tmp_path, monkeypatch):
+    steps = []
+    step = torch.optim.SGD.step
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", lambda self, *a: steps.append(None) or step(self, *a))
+        full_disk(patch, full)
+        with pytest.raises(CheckpointError, match=rf"step {int(full[-1])} cannot be written .*the disk is full"):
+            train(DIGITS, tmp_path, save_every=2, background_saves=True)
+    assert len(steps) == reached
+    assert json.loads((tmp_path / "status.json").read_text())["error"] == "CheckpointError"
+    assert not (tmp_path / "weights.pt").exists()
+    assert train(DIGITS, tmp_path).state == "finished"
+
+
+def test_a_run_that_ends_by_an_error_waits_for_its_checkpoint(tmp_path, monkeypatch):
+    folder, slow = RunFolder(tmp_path, DIGITS), Slow(monkeypatch)
+    threading.Timer(0.3, slow.may.set).start()
+
+    def fail():
+        with folder.opened(True):
+            folder.save_behind(1, {"model": {}})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [path.name[:14] for path in folder.checkpoints()] == ["step-000000001"]
+
+
+def test_saves_behind_give_the_same_run(tmp_path):
+    plain, behind = train(DIGITS, tmp_path / "a"), train(DIGITS, tmp_path / "b", save_every=1, background_saves=True)
+    assert_equal(behind.weights(), plain.weights())
+    found = [RunFolder(tmp_path / name, DIGITS).load() for name in ("a", "b")]
+    assert_equal(found[1]["model"], found[0]["model"])
+    assert len(RunFolder(tmp_path / "b", DIGITS).checkpoints()) == 2
