@@ -27,6 +27,11 @@ class Package:
         """Where it lies; the version is part of the name, so another one never serves by mistake."""
         return ASSETS / f"{self.name}-{self.version}"
 
+    @property
+    def is_complete(self) -> bool:
+        """All that is kept lies there; not so in a folder of an earlier commit, which kept less."""
+        return all((self.folder / target).exists() for target in self.keep.values())
+
 
 MATHJAX = Package(
     "mathjax",
@@ -34,6 +39,7 @@ MATHJAX = Package(
     "06df9249553c7811b6ef30a155ec0e89c62ced7b1db78d2a9b8f94a47c97ee4d"
     "3f3bd36588f73ec7bee4d7f144b0fb2328f64626fb5164cd6f3be81e5b43a11b",
     {
+        "package/LICENSE": "mathjax/LICENSE",  # the site serves the script, and with it its licence
         "package/es5/tex-chtml.js": "mathjax/tex-chtml.js",
         "package/es5/output/chtml/fonts/woff-v2": "mathjax/output/chtml/fonts/woff-v2",
     },
@@ -57,8 +63,8 @@ def _download(url: str, output_file: str, cache: object) -> None:
 
 
 def fetch(package: Package) -> Path:
-    """The folder of the kept files; downloads and unpacks at the first call only."""
-    if package.folder.is_dir():
+    """The folder of the kept files; downloads and unpacks if one of them is not there."""
+    if package.is_complete:
         return package.folder
     archive = pooch.retrieve(
         f"https://registry.npmjs.org/{package.name}/-/{package.name}-{package.version}.tgz",
@@ -77,6 +83,7 @@ def fetch(package: Package) -> Path:
     for source, target in package.keep.items():
         (made / target).parent.mkdir(parents=True, exist_ok=True)
         (unpacked / source).rename(made / target)
+    shutil.rmtree(package.folder, ignore_errors=True)
     made.rename(package.folder)
     shutil.rmtree(unpacked)
     Path(archive).unlink()
