@@ -40,7 +40,7 @@ def test_embedded_data_are_named_with_their_licence():
     for asked in (f"`{name}`", "CC BY-SA 3.0"):
         assert asked in readme_section()
     assert "under CC BY-SA 3.0" in (EMBEDDED / "README.md").read_text("utf-8")
-    assert "everything in resid/ but resid/lab/embedded/" in LICENSE.partition("MIT License")[0]
+    assert "everything in resid/ but resid/data/embedded/" in LICENSE.partition("MIT License")[0]
 
 
 def test_the_package_says_all_its_licences():

@@ -27,10 +27,13 @@ def test_dependencies_are_followed_through_the_package():
     found = names(notebooks.dependencies("from resid.theory.factor import compose"))
     assert found == {
         "resid/__init__.py",
-        "resid/errors.py",
-        "resid/theory/__init__.py",
+        "resid/__init__.pyi",
         "resid/_ambient.py",
         "resid/_arguments.py",
+        "resid/_moved.py",
+        "resid/errors.py",
+        "resid/theory/__init__.py",
+        "resid/theory/factor/__init__.py",
         "resid/theory/factor/_rotation.py",
         "resid/theory/factor/constructions.py",
         "resid/theory/factor/lower_bound.py",
@@ -38,6 +41,17 @@ def test_dependencies_are_followed_through_the_package():
     assert "resid/book/kit.py" in names(notebooks.dependencies("from resid import book"))
     assert "resid/ledger/judge.py" in names(notebooks.dependencies("import resid.ledger"))
     assert notebooks.dependencies("import torch") == set()
+
+
+def test_dependencies_are_followed_through_front_doors():
+    """A name that a package imports when it is used counts as imported; a package that is imported whole, as all."""
+    audit = names(notebooks.dependencies("from resid import audit"))
+    assert {"resid/nets/auditing.py", "resid/theory/conv_spectrum/spectrum.py"} <= audit
+    assert "resid/training/trainer.py" not in audit
+    assert names(notebooks.dependencies("from resid.nets import ProcResNet")).isdisjoint({"resid/nets/auditing.py"})
+    assert "resid/nets/preact.py" in names(notebooks.dependencies("from resid.nets import ProcResNet"))
+    assert "resid/nets/auditing.py" in names(notebooks.dependencies("import resid.nets"))
+    assert "resid/training/trainer.py" in names(notebooks.dependencies("import resid"))
 
 
 def test_chapters_depend_on_what_they_use_and_no_more():

@@ -162,16 +162,14 @@ CALLS = {
     "factor.near_identity_bound": lambda m: factor.near_identity_bound(m.near_identity(4, dtype=F32), 5),
     "factor.rotation_angle": lambda m: factor.rotation_angle(m.near_identity(4, dtype=F32)),
     "factor.spectral_gamma": lambda m: factor.spectral_gamma(m.near_identity(4, dtype=F32)),
-    "factor_lower_bound.near_identity_lower_bound": lambda m: factor_lower_bound.near_identity_lower_bound(
+    "factor.near_identity_lower_bound": lambda m: factor_lower_bound.near_identity_lower_bound(
         m.near_identity(3, dtype=F32), 5
     ),
-    "factor_lower_bound.step_from_identity": lambda m: factor_lower_bound.step_from_identity(
-        m.near_identity(3), m(5, 3), 4
-    ),
-    "hessian.condition_number": lambda m: hessian.condition_number(m.moment(4), 0.1),
-    "hessian.condition_number_limit": lambda m: hessian.condition_number_limit(10),
-    "hessian.hessian_eigenvalues": lambda m: hessian.hessian_eigenvalues(m.moment(4)),
-    "hessian.hessian_index": lambda m: hessian.hessian_index(m.moment(4)),
+    "factor.step_from_identity": lambda m: factor_lower_bound.step_from_identity(m.near_identity(3), m(5, 3), 4),
+    "shortcut.condition_number": lambda m: hessian.condition_number(m.moment(4), 0.1),
+    "shortcut.condition_number_limit": lambda m: hessian.condition_number_limit(10),
+    "shortcut.hessian_eigenvalues": lambda m: hessian.hessian_eigenvalues(m.moment(4)),
+    "shortcut.hessian_index": lambda m: hessian.hessian_index(m.moment(4)),
     "landscape.Descent.converged": lambda m: descent(m).converged,
     "landscape.augment_covariance": lambda m: landscape.augment_covariance(m.moment(3)),
     "landscape.augment_negative_determinant": lambda m: landscape.augment_negative_determinant(
@@ -202,17 +200,17 @@ CALLS = {
     "memorize.isolating_block": lambda m: memorize.isolating_block(m.of([[0.1], [0.6]]), m.of([[3.0]]), [0], 0.1),
     "memorize.measure_margins": lambda m: memorize.measure_margins(m(6, 3), m(2, 3, seed=1)),
     "memorize.smallest_width": lambda m: memorize.smallest_width(m(4, 12), "shared", 2, draw()),
-    "memorize_exact.ExactMemorizer.__call__": lambda m: exact()([1, 0]),
-    "memorize_exact.ExactMemorizer.hidden": lambda m: exact().hidden([1, 0]),
-    "memorize_exact.construct_exact_memorizer": lambda m: exact(),
-    "memorize_exact.rational_sphere_point": lambda m: memorize_exact.rational_sphere_point([1, 2]),
-    "near_identity_flow.NearIdentityFlow.__call__": lambda m: flow_of(m)(0.1 * m(4, 3)),
-    "near_identity_flow.NearIdentityFlow.blocks": lambda m: [b(0.1 * m(4, 3)) for b in flow_of(m).blocks],
-    "near_identity_flow.NearIdentityFlow.jacobians": lambda m: flow_of(m).jacobians(0.1 * m(4, 3)),
-    "near_identity_flow.flow_bound": lambda m: near_identity_flow.flow_bound(smooth_maps.twist(0.3), 7),
-    "near_identity_flow.flow_constant": lambda m: near_identity_flow.flow_constant(smooth_maps.twist(0.3)),
-    "near_identity_flow.flow_times": lambda m: near_identity_flow.flow_times(5, "geometric"),
-    "near_identity_flow.near_identity_flow": lambda m: flow_of(m).linear,
+    "memorize.ExactMemorizer.__call__": lambda m: exact()([1, 0]),
+    "memorize.ExactMemorizer.hidden": lambda m: exact().hidden([1, 0]),
+    "memorize.construct_exact_memorizer": lambda m: exact(),
+    "memorize.rational_sphere_point": lambda m: memorize_exact.rational_sphere_point([1, 2]),
+    "norms.NearIdentityFlow.__call__": lambda m: flow_of(m)(0.1 * m(4, 3)),
+    "norms.NearIdentityFlow.blocks": lambda m: [b(0.1 * m(4, 3)) for b in flow_of(m).blocks],
+    "norms.NearIdentityFlow.jacobians": lambda m: flow_of(m).jacobians(0.1 * m(4, 3)),
+    "norms.flow_bound": lambda m: near_identity_flow.flow_bound(smooth_maps.twist(0.3), 7),
+    "norms.flow_constant": lambda m: near_identity_flow.flow_constant(smooth_maps.twist(0.3)),
+    "norms.flow_times": lambda m: near_identity_flow.flow_times(5, "geometric"),
+    "norms.near_identity_flow": lambda m: flow_of(m).linear,
     "norms.batch_norm_ratios": lambda m: norms.batch_norm_ratios(5, 0.4, direction="in/out"),
     "norms.block_bound": lambda m: norms.block_bound(m(5, 3, dtype=F32), m(3, 5, dtype=F32), 1.0),
     "norms.gradient_norm_ratios": lambda m: norms.gradient_norm_ratios(
@@ -225,16 +223,16 @@ CALLS = {
     "norms.norm_preserving_layers": lambda m: norms.norm_preserving_layers(m.near_identity(4, dtype=F32), 3),
     "norms.norm_ratios": lambda m: norms.norm_ratios([m(4, 3), m(4, 3, seed=1)], direction="in/out", per_sample=True),
     "norms.ratio_range": lambda m: norms.ratio_range(m(3, 3, dtype=F32), direction="in/out"),
-    "orthonormal_taps.project_orthonormal_taps": lambda m: orthonormal_taps.project_orthonormal_taps(
+    "procrustes.project_orthonormal_taps": lambda m: orthonormal_taps.project_orthonormal_taps(
         m(20, 2, 3, 3, dtype=F32)
     ),
-    "polar.accuracy": lambda m: polar.accuracy(m(2, 2)),
-    "polar.inverse_square_root": lambda m: polar.inverse_square_root(m.of([HERMITIAN], F32), 1e-6),
-    "polar.polar_factor": lambda m: [
+    "procrustes.accuracy": lambda m: polar.accuracy(m(2, 2)),
+    "procrustes.inverse_square_root": lambda m: polar.inverse_square_root(m.of([HERMITIAN], F32), 1e-6),
+    "procrustes.polar_factor": lambda m: [
         polar.polar_factor(m(*shape, dtype=F32), method) for method in polar.METHODS for shape in ((5, 9, 5), (3, 4, 8))
     ],
-    "polar.prefers_gram": lambda m: polar.prefers_gram(3, 5),
-    "polar.scaled_to_one": lambda m: polar.scaled_to_one(m(2, 3, 2)),
+    "procrustes.prefers_gram": lambda m: polar.prefers_gram(3, 5),
+    "procrustes.scaled_to_one": lambda m: polar.scaled_to_one(m(2, 3, 2)),
     "procrustes.norm_preserving_scale": lambda m: nearest.norm_preserving_scale(3, 12, relu=True),
     "procrustes.project_norm_preserving": lambda m: [
         nearest.project_norm_preserving(m(*shape, dtype=F32), 8, stride=stride, method=method)
@@ -242,10 +240,10 @@ CALLS = {
         for method in ("auto", "svd", "polar-express")
     ],
     "procrustes.projection_report": lambda m: nearest.projection_report(m(12, 3, 3, 3, dtype=F32), 8),
-    "procrustes_released.coupled_newton_schulz": lambda m: released.coupled_newton_schulz(m.of(HERMITIAN, F32) / 5, 8),
-    "procrustes_released.released_projection": lambda m: released.released_projection(m(4, 3, 3, 3, dtype=F32), 6),
-    "projection.projection_width": lambda m: projection.projection_width(100, 0.2),
-    "projection.separation": lambda m: projection.separation(m(9, 3, dtype=F32)),
+    "procrustes.coupled_newton_schulz": lambda m: released.coupled_newton_schulz(m.of(HERMITIAN, F32) / 5, 8),
+    "procrustes.released_projection": lambda m: released.released_projection(m(4, 3, 3, 3, dtype=F32), 6),
+    "memorize.projection_width": lambda m: projection.projection_width(100, 0.2),
+    "memorize.separation": lambda m: projection.separation(m(9, 3, dtype=F32)),
     "shortcut.ShortcutNetwork.excess_loss": lambda m: with_linear(m, "excess_loss"),
     "shortcut.ShortcutNetwork.forward": lambda m: (lambda net, W, X, Y: net.forward(W, X))(*network(m)),
     "shortcut.ShortcutNetwork.gradient_from_moments": lambda m: with_linear(m, "gradient_from_moments"),
@@ -259,13 +257,13 @@ CALLS = {
         m.of([[[0.6, 0.8, 0.0], [-0.8, 0.6, 0.0], [0.0, 0.0, -1.0]]])
     ),
     "shortcut.second_moments": lambda m: shortcut.second_moments(m(9, 3, dtype=F32), m(9, 3, seed=1, dtype=F32)),
-    "shortcut_zero.hessian_at_zero": lambda m: shortcut_zero.hessian_at_zero(1, 2, m(3, 3), m.moment(3)),
+    "shortcut.hessian_at_zero": lambda m: shortcut_zero.hessian_at_zero(1, 2, m(3, 3), m.moment(3)),
     "shortcut.balanced_hessian_spectrum": lambda m: shortcut.balanced_hessian_spectrum(m(3, 3), 4),
-    "shortcut_zero.hessian_spectrum_at_zero": lambda m: shortcut_zero.hessian_spectrum_at_zero(2, m(3, 3)),
-    "shortcut_zero.length_one_growth_bound": lambda m: shortcut_zero.length_one_growth_bound(3, m(3, 3)),
-    "shortcut_zero.moment_difference": lambda m: shortcut_zero.moment_difference(m(9, 3), m(9, 3, seed=1), "tanh"),
-    "shortcut_zero.neuron_matrices": lambda m: shortcut_zero.neuron_matrices(m(3, 3), m(9, 3), m(9, 3, seed=1)),
-    "shortcut_zero.whitened_condition_bound": lambda m: shortcut_zero.whitened_condition_bound([0.25, 0.75]),
+    "shortcut.hessian_spectrum_at_zero": lambda m: shortcut_zero.hessian_spectrum_at_zero(2, m(3, 3)),
+    "shortcut.length_one_growth_bound": lambda m: shortcut_zero.length_one_growth_bound(3, m(3, 3)),
+    "shortcut.moment_difference": lambda m: shortcut_zero.moment_difference(m(9, 3), m(9, 3, seed=1), "tanh"),
+    "shortcut.neuron_matrices": lambda m: shortcut_zero.neuron_matrices(m(3, 3), m(9, 3), m(9, 3, seed=1)),
+    "shortcut.whitened_condition_bound": lambda m: shortcut_zero.whitened_condition_bound([0.25, 0.75]),
     "small_weights.SmallWeightNetwork.__call__": lambda m: small_net(m)(m.sphere(3, 3)),
     "small_weights.SmallWeightNetwork.log_gains": lambda m: small_net(m).log_gains,
     "small_weights.SmallWeightNetwork.max_norm": lambda m: small_net(m).max_norm,
@@ -286,36 +284,38 @@ CALLS = {
     "small_weights.sphere_path": lambda m: small_weights.sphere_path(*path_arguments(m)),
     "small_weights.sphere_paths": lambda m: small_weights.sphere_paths(m.sphere(3, 3), m.sphere(3, 3, seed=1)),
     "small_weights.total_norm_bound": lambda m: small_weights.total_norm_bound(0.1, 5),
-    "smooth_maps.SmoothMap.__call__": lambda m: [h(0.3 * m(4, 3, dtype=F32)) for h in maps(m)],
-    "smooth_maps.SmoothMap.jacobian": lambda m: [h.jacobian(0.3 * m(4, 3)) for h in maps(m)],
-    "smooth_maps.SmoothMap.points": lambda m: smooth_maps.twist(0.3).points(5, draw()),
-    "smooth_maps.mirror_augmented": lambda m: smooth_maps.mirror_augmented(smooth_maps.twist(0.3))(m(4, 3)),
-    "smooth_maps.residual_map": lambda m: smooth_maps.residual_map(m.near_identity(3), 0.1 * m(4, 3), m(3, 4) / 9).beta,
-    "smooth_maps.sample_smooth_map": lambda m: [
+    "norms.SmoothMap.__call__": lambda m: [h(0.3 * m(4, 3, dtype=F32)) for h in maps(m)],
+    "norms.SmoothMap.jacobian": lambda m: [h.jacobian(0.3 * m(4, 3)) for h in maps(m)],
+    "norms.SmoothMap.points": lambda m: smooth_maps.twist(0.3).points(5, draw()),
+    "norms.mirror_augmented": lambda m: smooth_maps.mirror_augmented(smooth_maps.twist(0.3))(m(4, 3)),
+    "norms.residual_map": lambda m: smooth_maps.residual_map(m.near_identity(3), 0.1 * m(4, 3), m(3, 4) / 9).beta,
+    "norms.sample_smooth_map": lambda m: [
         smooth_maps.sample_smooth_map(family, 3, draw())(0.1 * m(4, 3)) for family in smooth_maps.SMOOTH_FAMILIES
     ],
-    "smooth_maps.shear": lambda m: smooth_maps.shear(0.4, m.near_identity(3)).beta,
-    "smooth_maps.twist": lambda m: smooth_maps.twist(0.4, m.near_identity(3)).alpha,
+    "norms.shear": lambda m: smooth_maps.shear(0.4, m.near_identity(3)).beta,
+    "norms.twist": lambda m: smooth_maps.twist(0.4, m.near_identity(3)).alpha,
     "targets.random_rotation": lambda m: targets.random_rotation(4, draw()),
     "targets.sample_target": lambda m: [targets.sample_target(family, 4, draw()) for family in targets.FAMILIES],
     "nets.memorizer.export_memorizer": lambda m: list(memorizer.export_memorizer(memorizer_of(m)).parameters()),
-    "nets.procrustes.NormPreserving.forward": lambda m: [
+    "nets.norm_preservation.NormPreserving.forward": lambda m: [
         procrustes.NormPreserving(conv(3, 6, 3), 8)(m(6, 3, 3, 3, dtype=F32)),
         half_kernels(m),
     ],
-    "nets.procrustes.NormPreserving.right_inverse": lambda m: procrustes.NormPreserving(conv(3, 6, 3), 8).right_inverse(
-        m(6, 3, 3, 3, dtype=F32)
-    ),
-    "nets.procrustes.ProcrustesProjection.attach": attached,
-    "nets.procrustes.ProcrustesProjection.load_state_dict": reloaded,
-    "nets.procrustes.ProcrustesProjection.project": lambda m: [projected_by(m), projected_by(m, released=True)],
-    "nets.procrustes.ProcrustesProjection.reports": lambda m: procrustes.ProcrustesProjection(
+    "nets.norm_preservation.NormPreserving.right_inverse": lambda m: procrustes.NormPreserving(
+        conv(3, 6, 3), 8
+    ).right_inverse(m(6, 3, 3, 3, dtype=F32)),
+    "nets.norm_preservation.ProcrustesProjection.attach": attached,
+    "nets.norm_preservation.ProcrustesProjection.load_state_dict": reloaded,
+    "nets.norm_preservation.ProcrustesProjection.project": lambda m: [projected_by(m), projected_by(m, released=True)],
+    "nets.norm_preservation.ProcrustesProjection.reports": lambda m: procrustes.ProcrustesProjection(
         [(conv(3, 6, 3), 8)]
     ).reports(),
-    "nets.procrustes.ProcrustesProjection.state_dict": stepped,
-    "nets.procrustes.ProcrustesProjection.step": stepped,
-    "nets.procrustes.input_sizes": lambda m: procrustes.input_sizes(nn.Sequential(conv(3, 4, 3), conv(4, 2, 3)), IMAGE),
-    "nets.procrustes.norm_preserving": lambda m: procrustes.norm_preserving(conv(3, 6, 3), 8).weight,
+    "nets.norm_preservation.ProcrustesProjection.state_dict": stepped,
+    "nets.norm_preservation.ProcrustesProjection.step": stepped,
+    "nets.norm_preservation.input_sizes": lambda m: procrustes.input_sizes(
+        nn.Sequential(conv(3, 4, 3), conv(4, 2, 3)), IMAGE
+    ),
+    "nets.norm_preservation.norm_preserving": lambda m: procrustes.norm_preserving(conv(3, 6, 3), 8).weight,
     "nets.shapes.ShapeTable.cells": lambda m: shapes.shape_table(conv(3, 4, 3)).cells(),
     "nets.shapes.ShapeTable.parameters": lambda m: shapes.shape_table(conv(3, 4, 3)).parameters,
     "nets.shapes.shape_table": lambda m: shapes.shape_table(nn.Sequential(conv(3, 4, 3), conv(4, 2, 3))),
@@ -325,7 +325,7 @@ IMAGE = torch.zeros(1, 3, 8, 8)
 #: Numbers that follow from the shapes of what a class was given.
 FREE = {
     "memorize.Memorizer": {"width", "classes", "depth", "parameter_counts", "n_parameters"},
-    "near_identity_flow.NearIdentityFlow": {"depth"},
+    "norms.NearIdentityFlow": {"depth"},
     "shortcut.ShortcutNetwork": {"depth", "n_parameters"},
     "small_weights.SmallWeightNetwork": {"units", "width", "steps", "weights", "biases"},
 }
@@ -412,23 +412,27 @@ STATES = {
 }
 
 
+#: Instruments with tests of their own: test_audit_state.py for audits, test_descent.py for descents.
+ELSEWHERE = {"auditing", "probes", "three_layers", "descent"}
+
+
 def public():
     """Names of the public functions, and of those of public classes."""
-    found = set()
+    names = set()
     for package in (resid.theory, resid.nets):
-        for info in pkgutil.iter_modules(package.__path__):
-            if info.name.startswith("_"):
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            path = info.name.removeprefix("resid.theory.").removeprefix("resid.").split(".")
+            if path[-1].startswith("_") or path[-1] in ELSEWHERE:
                 continue
-            module = importlib.import_module(f"{package.__name__}.{info.name}")
-            short = f"{'nets.' if package is resid.nets else ''}{info.name}"
+            module, door = importlib.import_module(info.name), ".".join(path[:2] if path[0] == "nets" else path[:1])
             for name, value in vars(module).items():
                 if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
                     continue
                 if inspect.isclass(value):
-                    found |= of_class(f"{short}.{name}", value)
+                    names |= of_class(f"{door}.{name}", value)
                 elif callable(value):
-                    found.add(f"{short}.{name}")
-    return found
+                    names.add(f"{door}.{name}")
+    return names
 
 
 def of_class(name, value):

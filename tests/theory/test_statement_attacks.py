@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from resid.book.checks.norms.batch_norm_stack import bottleneck, bottleneck_weights, stack_trial
 from resid.theory.conv_spectrum import conv_singular_values
 from resid.theory.norms import batch_norm_ratios, gradient_norm_ratios
 from resid.theory.small_weights import apply_units, least_stretch
-from resid.trials.batch_norm_stack import bottleneck, bottleneck_weights, stack_trial
 
 F64 = torch.float64
 
