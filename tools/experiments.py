@@ -25,13 +25,12 @@ from pathlib import Path
 
 import torch
 
-from resid.book.experiments.measures import MEASURES, foreign_recipes
-from resid.book.experiments.parts import COUNTS, OF_A_PRECISION, PARTS, part_recipes, seeds_of
-from resid.ledger import LedgerError, Record, get_claim, read_record, read_records, verdicts
+from resid.book.experiments.parts import Part, chapters, foreign_recipes, parts_of, seeds_of
+from resid.ledger import Claim, LedgerError, Record, get_claim, read_record, read_records, verdicts
 from resid.training.cost import count_flops
 from resid.training.ranks import usable_cpus
 from resid.training.recipe import Recipe
-from resid.training.recipes import FOR_CLAIM, IMAGENET_IMAGES
+from resid.training.recipes import IMAGENET_IMAGES
 from resid.training.sweep import finished_runs, runs_folder
 from resid.training.trainer import STOPPED
 from tools.evidence import refuse_changes
@@ -54,10 +53,9 @@ class Piece:
     being run here, "" if nothing does.
     """
 
-    chapter: str
-    part: str
+    part: Part
     seed: int | None
-    claims: tuple[str, ...]
+    claims: tuple[Claim, ...]
     trainings: tuple[tuple[str, float], ...] = ()
     why_not: str = ""
 
@@ -69,7 +67,7 @@ class Piece:
     @property
     def name(self) -> str:
         """chapter/part, without the folder that all chapters share."""
-        return f"{self.chapter.removeprefix('experiments/')}/{self.part}"
+        return name_of(self.part)
 
     @property
     def which(self) -> str:
@@ -78,12 +76,17 @@ class Piece:
 
     def parameters(self, compute: str, at_once: int, nproc: int, seconds: float | None) -> dict[str, str]:
         """Of the notebook."""
-        compute = compute_of(self.part, compute)
-        found = {"MODE": "full", "PART": self.part}
+        values = {"MODE": "full", "PART": self.part.name}
         if self.seed is not None:
-            found |= {"SEEDS": "1", "SEED": str(self.seed), "NPROC": str(nproc), "AT_ONCE": str(at_once)}
-            found |= {"COMPUTE": compute} if compute else {}
-        return found if seconds is None else found | {"MAX_SECONDS": f"{max(1.0, seconds):.0f}"}
+            values |= {"SEEDS": "1", "SEED": str(self.seed), "NPROC": str(nproc), "AT_ONCE": str(at_once)}
+            compute = compute_of(self.part, compute)
+            values |= {"COMPUTE": compute} if compute else {}
+        return values if seconds is None else values | {"MAX_SECONDS": f"{max(1.0, seconds):.0f}"}
+
+
+def name_of(part: Part) -> str:
+    """chapter/part, without the folder that all chapters share."""
+    return f"{part.chapter.removeprefix('experiments/')}/{part.name}"
 
 
 def on_record(records: Iterable[Record]) -> dict[str, set[int]]:
@@ -101,47 +104,49 @@ def plan(
     """What is not on record, in the order in which it is to be run; what cannot be run here comes last.
 
     Args:
-        known: see `on_record`. compute: see `part_recipes`. names: of pieces, "procresnet_cifar/table-1"; default all.
+        known: see `on_record`.
+        compute: see `Part.recipes`.
+        names: of pieces, "procresnet_cifar/table-1"; default all.
         cuda: whether there is a GPU; default ask torch.
     """
     cuda = torch.cuda.is_available() if cuda is None else cuda
-    every = [(chapter, part, claims) for chapter, parts in PARTS.items() for part, claims in parts.items()]
-    if unknown := set(names) - {Piece(chapter, part, None, ()).name for chapter, part, _ in every}:
+    every = [part for chapter in chapters() for part in parts_of(chapter).values()]
+    if unknown := set(names) - set(map(name_of, every)):
         sys.exit(f"no part {', '.join(sorted(unknown))}: --list shows those that are not on record")
     pieces = []
-    for chapter, part, claims in every:
-        if names and Piece(chapter, part, None, ()).name not in names:
+    for part in every:
+        if names and name_of(part) not in names:
             continue
-        if part in COUNTS:
-            lacking = tuple(c for c in claims if c not in known or not set(_seeds(c)) <= known[c])
-            why_not = "needs a GPU" if part in ("overhead", "speed") and not cuda else ""
-            pieces += [Piece(chapter, part, None, lacking, why_not=why_not)] if lacking else []
+        if not part.trains:
+            lacking = tuple(c for c in part.claims if c.id not in known or not set(_seeds(c)) <= known[c.id])
+            why_not = "needs a GPU" if part.needs_gpu and not cuda else ""
+            pieces += [Piece(part, None, lacking, why_not=why_not)] if lacking else []
             continue
-        for seed in sorted({seed for claim in claims for seed in seeds_of(claim)}):
-            lacking = tuple(c for c in claims if seed in seeds_of(c) and seed not in known.get(c, ()))
+        for seed in part.seeds():
+            lacking = tuple(c for c in part.claims if seed in seeds_of(c) and seed not in known.get(c.id, ()))
             if lacking:
-                pieces.append(_piece(chapter, part, seed, lacking, compute))
+                pieces.append(_piece(part, seed, lacking, compute))
     return sorted(pieces, key=lambda p: (bool(p.why_not), p.seed or 0, p.flops / len(p.claims)))
 
 
-def compute_of(part: str, compute: str) -> str:
+def compute_of(part: Part, compute: str) -> str:
     """How to compute a part: without the precision where its claims fix one."""
-    return " ".join(w for w in compute.split() if part not in OF_A_PRECISION or not w.startswith("precision="))
+    return " ".join(w for w in compute.split() if not part.of_a_precision or not w.startswith("precision="))
 
 
-def _seeds(claim: str) -> tuple[int, ...]:
+def _seeds(claim: Claim) -> tuple[int, ...]:
     """None for what is counted and not measured."""
-    return seeds_of(claim) if get_claim(claim).kind == "experiment" else ()
+    return seeds_of(claim) if claim.kind == "experiment" else ()
 
 
-def _piece(chapter: str, part: str, seed: int, claims: tuple[str, ...], compute: str) -> Piece:
-    recipes = part_recipes(chapter, part, compute_of(part, compute))
-    wanted = {name: recipes[name] for claim in claims for name in FOR_CLAIM[claim]}
+def _piece(part: Part, seed: int, claims: tuple[Claim, ...], compute: str) -> Piece:
+    recipes = part.recipes(compute_of(part, compute))
+    wanted = {name: recipes[name] for claim in claims for name in claim.recipes}
     done = {name for name, _ in finished_runs(wanted, [seed])}
     trainings = tuple((name, _flops(recipe)) for name, recipe in wanted.items() if name not in done)
     streamed = any(recipe.streamed for recipe in wanted.values())
     why_not = "needs RESID_IMAGENET" if streamed and not os.environ.get("RESID_IMAGENET") else ""
-    return Piece(chapter, part, seed, claims, trainings, why_not)
+    return Piece(part, seed, claims, trainings, why_not)
 
 
 def _flops(recipe: Recipe) -> float:
@@ -153,9 +158,11 @@ def _flops(recipe: Recipe) -> float:
 
 def run(piece: Piece, parameters: dict[str, str]) -> str:
     """Run one piece with its output on the terminal and keep its record; returns "", or why there is none."""
-    output = BUILD / "full" / f"{piece.chapter}-{piece.part}-{'all' if piece.seed is None else piece.seed}.ipynb"
+    output = (
+        BUILD / "full" / f"{piece.part.chapter}-{piece.part.name}-{'all' if piece.seed is None else piece.seed}.ipynb"
+    )
     given = [word for name, value in parameters.items() for word in ("-p", name, value)]
-    source = ROOT / "book" / f"{piece.chapter}.ipynb"
+    source = ROOT / "book" / f"{piece.part.chapter}.ipynb"
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         arguments, environment = papermill(source, output, Path(folder), usable_cpus(), given, timeout=None)
         output.unlink(missing_ok=True)
@@ -189,7 +196,7 @@ def keep(folder: Path) -> str:
         try:
             verdicts(RESULTS)
             for entry in read_record(source).entries:
-                if entry.claim in MEASURES and (foreign := foreign_recipes(entry.claim, entry.evidence)):
+                if get_claim(entry.claim).recipes and (foreign := foreign_recipes(entry.claim, entry.evidence)):
                     raise LedgerError(f"{entry.claim}: {foreign}")
         except LedgerError as error:
             refused = BUILD / "refused"

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import papermill as pm
-import yaml
 
 from tools.notebooks import notebooks, output_of
 from tools.paths import ROOT
@@ -82,22 +80,6 @@ def _code_problems(cell: nbformat.NotebookNode) -> list[str]:
     return found
 
 
-def parameter_problems() -> list[str]:
-    """Parameter files for papermill name only parameters their notebook has; papermill itself would let a typo pass."""
-    found = []
-    for file in sorted((ROOT / "book").rglob("params/*.yaml")):
-        stem = re.sub(r"-(full|smoke).*$", "", file.stem)
-        notebook = file.parents[1] / f"{stem}.ipynb"
-        if not notebook.exists():
-            found.append(f"{file.relative_to(ROOT)}: there is no notebook {notebook.name}")
-            continue
-        known = set(pm.inspect_notebook(str(notebook)))
-        unknown = set(yaml.safe_load(file.read_text()) or {}) - known
-        if unknown:
-            found.append(f"{file.relative_to(ROOT)}: {notebook.name} has no parameter {', '.join(sorted(unknown))}")
-    return found
-
-
 def output_problems(path: Path) -> list[str]:
     """Executed copies: every image that a cell shows has an alternative text."""
     executed = nbformat.read(output_of(path), as_version=4)
@@ -118,7 +100,6 @@ def main() -> None:
         found += [f"{path.relative_to(ROOT)}: {problem}" for problem in problems(path)]
         if output_of(path).exists():
             found += [f"{path.relative_to(ROOT)}: {problem}" for problem in output_problems(path)]
-    found += parameter_problems()
     print("\n".join(found))
     print(f"{len(in_book)} notebooks, {len(found)} problems")
     sys.exit(bool(found))

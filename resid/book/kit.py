@@ -167,7 +167,7 @@ def record(claim_id: str, measured: Evidence, strict: bool | None = None) -> Non
     A quick run of an experiment is called what it is, a check of the wiring: it says nothing about the claim.
 
     Raises:
-        ClaimFailed: the evidence fails the claim by the margin fixed in claims.yaml.
+        ClaimFailed: the evidence fails the claim by the margin fixed in the ledger.
     """
     held = ledger_run.record(claim_id, measured, strict)
     claim = get_claim(claim_id)

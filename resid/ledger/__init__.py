@@ -1,6 +1,6 @@
 """Claims of the papers, evidence from runs, and the verdicts that follow.
 
-`claims.yaml` holds every statement, table row, figure and headline number; a notebook calls `record` for each claim it
+`claims/` holds every statement, table row, figure and headline number; a notebook calls `record` for each claim it
 tests; `verdicts` and `scoreboard` are computed from the record files and from nothing else.
 """
 

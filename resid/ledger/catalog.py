@@ -1,4 +1,4 @@
-"""The claims of the three papers, and what we ask beyond them, read from claims.yaml and checked against a schema."""
+"""The claims of the three papers, and what we ask beyond them, read from claims/*.yaml and checked against a schema."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from resid.ledger.errors import LedgerError, UnknownClaimError
 
 #: Key of the claims that no paper makes.
 BEYOND = "beyond"
+#: The files of the claims, in the order of the papers.
+FILES = ("hardt_ma", "li", "zaeemzadeh", "beyond")
 #: The places where a statement was read, namely a formula or a number of the text, a sentence, or the authors' released
 #: code; and, last, a meaning that the available text does not fix, so that we had to choose one.
 STATUSES = ("printed", "in words", "released code", "our reading")
@@ -37,11 +39,14 @@ class Claim:
 
     id: "hardt-ma/theorem-2.1". where: the place in the paper. kind: "theorem", "identity" or "experiment".
     statement: in our words. status: one of `STATUSES`. printed: the printed number, if there is one, with `unit`.
+    part: what of the chapter is trained and recorded together; recipes and small: names of the recipes that an
+    experiment compares, in the order of its test, and of those that stand in for them in smoke mode.
     correction: our corrected statement, where the printed one is false. sharper: what more holds, where the printed one
     is true and says less. chapter: the notebook that tests it. test: what is run.
-    measure ("ratio" or "error") and cases, for theorems and identities: what the worst case is measured by, and how
-    many cases a full run needs. sense ("equal", "at-least", "at-most") and target, for experiments: what the measured
-    mean is compared with. margin and seeds are fixed before the run, and the seeds are numbered from first_seed on.
+    measure and cases, for theorems and identities: what the worst case is measured by, "ratio" or "error", and how
+    many cases a full run needs. measure, for an experiment with recipes: a name of `resid.book.experiments.measures`.
+    sense ("equal", "at-least", "at-most") and target, for experiments: what the measured mean is compared with.
+    margin and seeds are fixed before the run, and the seeds are numbered from first_seed on.
     smoke: what an experiment must clear in smoke mode, which checks its wiring and says nothing of the claim.
     """
 
@@ -59,7 +64,10 @@ class Claim:
     sharper: str = ""
     status: str = "printed"
     first_seed: int = 0
-    measure: str = "ratio"
+    part: str = ""
+    recipes: tuple[str, ...] = ()
+    small: tuple[str, ...] = ()
+    measure: str = ""
     cases: int = 1
     sense: str = "equal"
     target: float | None = None
@@ -112,10 +120,10 @@ class Paper:
 
 
 def claims(path: Path | None = None) -> tuple[Claim, ...]:
-    """All claims, in the order of claims.yaml.
+    """All claims, in the order of the papers.
 
     Args:
-        path: another file than the one in the package.
+        path: one file instead of those in the package.
 
     Raises:
         LedgerError: the file does not fit the schema, or an id appears twice. The text names the entry.
@@ -128,7 +136,7 @@ def claims(path: Path | None = None) -> tuple[Claim, ...]:
 
 
 def papers(path: Path | None = None) -> tuple[Paper, ...]:
-    """The papers, in the order of claims.yaml."""
+    """The papers, in their order."""
     return _load(path)[0]
 
 
@@ -144,7 +152,7 @@ def get_claim(claim_id: str) -> Claim:
         tail = claim_id.partition("/")[2]
         near = [other for other in known if tail and tail.split("-")[0] in other][:5]
         hint = f"; near: {', '.join(near)}" if near else ""
-        raise UnknownClaimError(f"claim {claim_id!r} is not in claims.yaml{hint}")
+        raise UnknownClaimError(f"claim {claim_id!r} is not in the ledger{hint}")
     return known[claim_id]
 
 
@@ -175,30 +183,35 @@ _Strict.add_constructor("tag:yaml.org,2002:float", _Strict.construct_yaml_float)
 
 @functools.cache
 def _load(path: Path | None) -> tuple[tuple[Paper, ...], tuple[Claim, ...]]:
-    source = path or resources.files("resid.ledger").joinpath("claims.yaml")
+    folder = resources.files("resid.ledger").joinpath("claims")
+    names: list[Paper] = []
+    entries: list[Claim] = []
+    for source in [folder.joinpath(f"{name}.yaml") for name in FILES] if path is None else [path]:
+        content = _read(source)
+        keys = {paper["key"] for paper in content["papers"]}
+        for entry in map(_claim, content["claims"]):
+            if any(entry.id == other.id for other in entries):
+                raise LedgerError(f"{source}: the id {entry.id!r} appears twice")
+            if entry.paper not in keys:
+                raise LedgerError(f"{source}: no paper has the key {entry.paper}")
+            entries.append(entry)
+        names += [Paper(**paper) for paper in content["papers"]]
+    return tuple(names), tuple(entries)
+
+
+def _read(source: Any) -> dict[str, Any]:
+    """The content of a file of claims that fits the schema."""
     try:
-        content = yaml.load(source.read_text("utf-8"), Loader=_Strict)
+        content: dict[str, Any] = yaml.load(source.read_text("utf-8"), Loader=_Strict)
     except (OSError, UnicodeDecodeError) as error:
         raise LedgerError(f"{source} cannot be read: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise LedgerError(f"{source} is not YAML: {error}") from error
-    problems = sorted(
-        jsonschema.Draft202012Validator(schema("claims")).iter_errors(content), key=lambda e: list(map(str, e.path))
-    )
-    if problems:
+    validator = jsonschema.Draft202012Validator(schema("claims"))
+    if problems := sorted(validator.iter_errors(content), key=lambda e: list(map(str, e.path))):
         listed = "\n".join(_explain(content, e) for e in problems[:10])
         raise LedgerError(f"{source} does not fit its schema:\n{listed}")
-    entries = [_claim(entry) for entry in content["claims"]]
-    seen: set[str] = set()
-    for entry in entries:
-        if entry.id in seen:
-            raise LedgerError(f"{source}: the id {entry.id!r} appears twice")
-        seen.add(entry.id)
-    names = tuple(Paper(**paper) for paper in content["papers"])
-    strangers = sorted({entry.paper for entry in entries} - {paper.key for paper in names})
-    if strangers:
-        raise LedgerError(f"{source}: no paper has the key {', '.join(strangers)}")
-    return names, tuple(entries)
+    return content
 
 
 def _claim(entry: dict[str, Any]) -> Claim:
@@ -208,6 +221,7 @@ def _claim(entry: dict[str, Any]) -> Claim:
     if "target" not in fields and printed:
         fields["target"] = printed["value"]
     fields = {k: " ".join(v.split()) if isinstance(v, str) else v for k, v in fields.items()}
+    fields |= {name: tuple(fields[name]) for name in ("recipes", "small") if name in fields}
     return Claim(
         **fields,
         printed=printed.get("value"),

@@ -6,7 +6,7 @@ class LedgerError(ValueError):
 
 
 class UnknownClaimError(LedgerError):
-    """No claim of that id stands in claims.yaml."""
+    """No claim of that id stands in the ledger."""
 
 
 class RecordError(LedgerError):

@@ -1,4 +1,4 @@
-"""What a run can say for or against a claim. Each kind knows how to judge itself by the margin fixed in claims.yaml.
+"""What a run can say for or against a claim. Each kind knows how to judge itself by the margin fixed in the ledger.
 
 Two kinds of trouble are kept apart. Evidence is *malformed* when it cannot be about the claim at all (a wrong kind, no
 cases, values without seeds): that is an error whatever the mode. It is *unfavourable* when the claim does not hold.
@@ -108,7 +108,7 @@ class Counterexample:
         """Reasons why this cannot be evidence against the claim."""
         found = _not_experiment(self, claim)
         if claim.sharper:
-            found.append("claims.yaml says that something sharper holds, so the printed statement is not refuted")
+            found.append("the claim says that something sharper holds, so the printed statement is not refuted")
         return found
 
     def unfavourable(self, claim: Claim, mode: str) -> list[str]:
@@ -127,7 +127,7 @@ class Seeds:
     """One measured number per seed, for an experiment.
 
     In full mode any values are evidence, and the verdict says what they amount to; in smoke mode every value must clear
-    the bar that claims.yaml fixes.
+    the bar that the ledger fixes.
     """
 
     kind: ClassVar[str] = "seeds"
@@ -154,7 +154,7 @@ class Seeds:
         if mode == "full":
             return found
         if claim.smoke is None:
-            return [*found, "claims.yaml fixes no smoke bar for this experiment"]
+            return [*found, "the ledger fixes no smoke bar for this experiment"]
         at_least, bar = claim.smoke.sense == "at-least", claim.smoke.value
         return found + [
             f"seed {seed}: {claim.smoke.what} is {value:.6g}, not {claim.smoke.sense} {bar:.6g}"
@@ -177,11 +177,11 @@ def _not_experiment(evidence: Evidence, claim: Claim) -> list[str]:
 
 def _wrong_statement(evidence: Cases | Symbolic, claim: Claim) -> list[str]:
     if evidence.statement == "corrected" and not claim.correction:
-        return ["the evidence is about a corrected statement, but claims.yaml has no correction"]
+        return ["the evidence is about a corrected statement, but the ledger has no correction"]
     if evidence.statement == "sharper" and not claim.sharper:
-        return ["the evidence is about a sharper statement, but claims.yaml has none"]
+        return ["the evidence is about a sharper statement, but the ledger has none"]
     if evidence.statement == "printed" and claim.correction:
-        return ["claims.yaml has a correction, so the printed statement takes a Counterexample only"]
+        return ["the ledger has a correction, so the printed statement takes a Counterexample only"]
     return []
 
 

@@ -101,7 +101,7 @@ def verdicts(
             run of this build went.
 
     Returns:
-        Claim id -> `Verdict`, in the order of claims.yaml.
+        Claim id -> `Verdict`, in the order of the papers.
 
     Raises:
         RecordError: a record file is not sound.
@@ -128,7 +128,7 @@ def _by_claim(records: Iterable[Record], mode: str) -> dict[str, list[tuple[Reco
             raise LedgerError(f"{record.path}: a {record.mode} record where {mode} records belong")
         for entry in record.entries:
             if entry.claim not in known:
-                raise LedgerError(f"{record.path}: claim {entry.claim!r} is not in claims.yaml")
+                raise LedgerError(f"{record.path}: claim {entry.claim!r} is not in the ledger")
             problems = _unsound(record, entry, known[entry.claim])
             if problems:
                 raise LedgerError(f"{record.path}: {entry.claim}: {'; '.join(problems)}")
@@ -261,7 +261,7 @@ def judge_experiment(claim: Claim, values: list[float]) -> tuple[str, str]:
     the margin; against the claim by more than the margin (twice the margin from a number) it is "not reproduced".
     """
     if claim.target is None:
-        raise LedgerError(f"{claim.id}: claims.yaml gives the experiment no target")
+        raise LedgerError(f"{claim.id}: the ledger gives the experiment no target")
     low, high = {
         "equal": (claim.target - claim.margin, claim.target + claim.margin),
         "at-least": (claim.target - claim.margin, math.inf),

@@ -94,10 +94,10 @@ class Run:
         return self.folder / (name if self._content["finished"] else name.replace(".json", ".partial"))
 
     def record(self, claim_id: str, measured: Evidence, strict: bool | None = None) -> bool:
-        """Add evidence for a claim to the record, on disk, and judge it by the margin in claims.yaml.
+        """Add evidence for a claim to the record, on disk, and judge it by the margin in the ledger.
 
         Args:
-            claim_id: as in claims.yaml.
+            claim_id: as in the ledger.
             measured: `Cases`, `Symbolic`, `Counterexample` or `Seeds`.
             strict: raise when it fails. Default: always, but for an experiment in full mode, whose verdict may well be
                 "not reproduced".

@@ -31,10 +31,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from resid.errors import OptionError
 from resid.training.recipe import Recipe
 
-__all__ = ["FOR_CLAIM", "IMAGENET_IMAGES", "IMAGENET_WIDTHS", "RECIPES", "WIDE_WIDTHS", "recipes_for"]
+__all__ = ["IMAGENET_IMAGES", "IMAGENET_WIDTHS", "RECIPES", "WIDE_WIDTHS"]
 
 #: Training images of ILSVRC 2012.
 IMAGENET_IMAGES = 1_281_167
@@ -188,109 +187,3 @@ def _imagenet() -> dict[str, Recipe]:
 
 
 RECIPES: dict[str, Recipe] = {**_hardt_ma(), **_zaeemzadeh(), **_li(), **_imagenet()}
-
-
-def _for_claims() -> dict[str, tuple[str, ...]]:
-    """Which recipes an experiment of resid/ledger/claims.yaml compares, by its id."""
-    ma, ma100 = "hardt-ma-cifar10", "hardt-ma-cifar100"
-    found: dict[str, tuple[str, ...]] = {
-        "hardt-ma/section-4.1-initialization-helps": (f"{ma}-standard", ma),
-        "hardt-ma/section-4.1-fixed-projection": (f"{ma}-trained-head", ma),
-        "hardt-ma/section-4.1-batch-norm-overfits": (f"{ma}-batch-norm", ma),
-        "zaeemzadeh/section-4-every-two-iterations": tuple(f"zaeemzadeh-proc166-cifar10-every{k}" for k in (2, 1)),
-        "zaeemzadeh/figure-5-procresnet274": ("zaeemzadeh-proc274-cifar10",),
-        "zaeemzadeh/table-3-modified": ("zaeemzadeh-proc166-cifar100-unprojected",),
-        "zaeemzadeh/table-3-architecture-helps": (
-            "zaeemzadeh-resnet164-cifar100", "zaeemzadeh-proc166-cifar100-unprojected"),
-        "zaeemzadeh/table-3-projection-helps": (
-            "zaeemzadeh-proc166-cifar100-unprojected", "zaeemzadeh-proc166-cifar100"),
-        "zaeemzadeh/figure-3-plain83-one-block": ("zaeemzadeh-first-plain83",),
-        "zaeemzadeh/figure-3-plain83-large": ("zaeemzadeh-first-plain83",),
-        "zaeemzadeh/section-4.1-worst-block": ("zaeemzadeh-start-resnet20", "zaeemzadeh-start-resnet164"),
-        "li/figure-2": tuple(f"li-figure-2-{depth}" for depth in (20, 56, 110)),
-        "li/figure-9-longer": ("li-figure-9-110-6", "li-figure-9-110-4"),
-        "beyond/allconv-bfloat16": (f"{ma}-bf16", ma),
-        "beyond/allconv-modern-cifar10": (f"{ma}-modern",),
-        "beyond/allconv-modern-cifar100": (f"{ma100}-modern",),
-        "beyond/allconv-branches": (ma,),
-        "beyond/allconv-preserves-norms": (ma,),
-        "beyond/procresnet-released": ("zaeemzadeh-proc166-cifar100-released", "zaeemzadeh-proc166-cifar100"),
-        "beyond/shortcut-length-depth-74": tuple(f"li-figure-9-74-{k}" for k in (2, 1, 3, 4)),
-        "beyond/shortcut-length-depth-110": tuple(f"li-figure-9-110-{k}" for k in (2, 1, 3, 4)),
-        "beyond/shortcut-length-zero-start": tuple(f"li-zero-110-{k}-{r}" for k in (2, 1, 3, 4) for r in ZERO_RATES),
-        "beyond/shortcut-branches": tuple(f"li-figure-2-{depth}" for depth in (20, 56, 110)),
-    }  # fmt: skip
-    for claim in (
-        "section-4.1-no-overfitting", "section-4.1-peak-steps", "figure-1-left", "table-2-cifar10",
-        "intro-competitive-with-resnet", "table-2-beats-all-cnn-cifar10",
-    ):  # fmt: skip
-        found[f"hardt-ma/{claim}"] = (ma,)
-    for claim in (
-        "figure-1-right", "table-2-cifar100", "table-2-beats-resnet-cifar100", "table-2-beats-all-cnn-cifar100",
-    ):  # fmt: skip
-        found[f"hardt-ma/{claim}"] = (ma100,)
-    for claim in (
-        "table-2-imagenet", "table-2-beats-all-cnn-imagenet", "section-4.2-top-5", "section-4.2-worse-than-resnet34",
-        "section-4.2-underfits", "section-4.2-beats-alexnet",
-    ):  # fmt: skip
-        found[f"hardt-ma/{claim}"] = ("imagenet-paper",)
-    for length in (1, 2, 3, 4):
-        found[f"li/figure-9-length-{length}"] = (f"li-figure-9-38-{length}", f"li-figure-9-110-{length}")
-
-    depths = {20: ("plain20", "resnet20", "proc22"), 83: ("plain83", "resnet83", "proc85"),
-              164: ("plain164", "resnet164", "proc166")}  # fmt: skip
-    residual = tuple(name for names in depths.values() for name in names[1:])
-    stable = ("plain20", "plain83", *residual)
-    constant: dict[str, tuple[str, ...]] = {
-        "figure-3-plain164-unstable": ("plain164",),
-        "figure-3-plain-diverges": ("plain83",),
-        "figure-3-plain-depth": ("plain83", "plain20"),
-        "figure-3-residual-depth": ("resnet20", "resnet164", "proc22", "proc166"),
-        "figure-3-depth-20-alike": ("plain20", "resnet20"),
-        "figure-3-depth-20-procresnet": ("resnet20", "proc22"),
-        "figure-3-procresnet-stem": ("proc166",),
-        "figure-3-procresnet-transitions": ("resnet164", "proc166"),
-        "figure-3-around-one": stable,
-        "figure-4-plain-train": ("plain83", "plain20"),
-        "figure-4-residual-train": residual,
-        "figure-4-resnet-fluctuation": ("resnet164", "resnet20"),
-        "figure-4-procresnet-smaller": ("resnet164", "proc166"),
-        "figure-4-procresnet-fluctuation": ("proc166", "proc22"),
-        "table-1-smaller-gap": residual,
-        "table-1-smaller-fluctuation": residual,
-    }
-    for depth, names in depths.items():
-        for kind, name in zip(("plain", "resnet", "procresnet"), names, strict=True):
-            for what in ("mean", "max"):
-                if name != "plain164":
-                    constant[f"table-1-{kind}{depth}-{what}"] = (name,)
-    found |= {
-        f"zaeemzadeh/{claim}": tuple(f"zaeemzadeh-constant-{n}" for n in names) for claim, names in constant.items()
-    }
-    for dataset in ("cifar10", "cifar100"):
-        ordinary = tuple(f"{kind}{depth}" for kind in ("resnet", "erased") for depth in (164, 1001))
-        projected = tuple(f"{kind}{depth}" for kind in ("proc", "erased-proc") for depth in (166, 1003))
-        for name in ordinary + projected:
-            row = name.replace("proc", "procresnet")
-            found[f"zaeemzadeh/table-2-{row}-{dataset}"] = (f"zaeemzadeh-{name}-{dataset}",)
-        pairs = ("resnet164", "proc166", "erased164", "erased-proc166")
-        found[f"zaeemzadeh/table-2-better-{dataset}"] = tuple(f"zaeemzadeh-{name}-{dataset}" for name in pairs)
-    return found
-
-
-FOR_CLAIM: dict[str, tuple[str, ...]] = _for_claims()
-
-
-def recipes_for(claim: str) -> tuple[Recipe, ...]:
-    """The recipes that an experiment on record compares, in the order in which its test names them.
-
-    Raises:
-        OptionError: no recipe is known for this claim.
-
-    Example:
-        >>> [recipe.network_options["depth"] for recipe in recipes_for("li/figure-2")]
-        [20, 56, 110]
-    """
-    if claim not in FOR_CLAIM:
-        raise OptionError(f"claim = {claim!r}: no recipe trains for it")
-    return tuple(RECIPES[name] for name in FOR_CLAIM[claim])

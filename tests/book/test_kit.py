@@ -19,6 +19,7 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 
 from resid import book
+from resid.book import kit
 from resid.errors import OptionError, ShapeError
 from resid.ledger import Cases, ClaimFailed, LedgerError, Seeds, verdicts
 from tools.shown import PRAISE
@@ -28,7 +29,7 @@ from tools.shown import PRAISE
 def shown(monkeypatch):
     """What a notebook would display."""
     out = []
-    monkeypatch.setattr("resid.book.display", lambda *items, **options: out.append((items, options)))
+    monkeypatch.setattr("resid.book.kit.display", lambda *items, **options: out.append((items, options)))
     return out
 
 
@@ -106,7 +107,7 @@ def test_void_records_stop_no_chapter_and_give_no_verdict(capsys, monkeypatch, t
             raise LedgerError("margin was 1 when it was run and is 2 now: run it again")
         return verdicts(records)
 
-    monkeypatch.setattr(book, "verdicts", void)
+    monkeypatch.setattr(kit, "verdicts", void)
     book.setup()
     book.record("hardt-ma/theorem-2.1", Cases(9, 0.5, "made up"))
     book.finish()
@@ -138,7 +139,7 @@ class Shell:
 )
 def test_a_parameter_that_the_notebook_has_not_is_an_error(given, text, monkeypatch, tmp_path):
     monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
-    monkeypatch.setattr(book, "get_ipython", lambda: Shell(given))
+    monkeypatch.setattr(kit, "get_ipython", lambda: Shell(given))
     with pytest.raises(OptionError, match=re.escape(text)):
         book.setup()
 
@@ -150,14 +151,14 @@ def test_only_the_last_cell_of_parameters_counts(monkeypatch, tmp_path):
     shell.user_ns["In"].append("# Parameters\nSEED = 1\nWORDS = ['a']\nMODE = 'smoke'")
     shell.user_ns |= {"SEED": 1, "WORDS": ["a"], "MODE": "smoke"}
     shell.user_ns["__annotations__"] |= {"WORDS": list[str], "MODE": "str"}
-    monkeypatch.setattr(book, "get_ipython", lambda: shell)
+    monkeypatch.setattr(kit, "get_ipython", lambda: shell)
     book.setup()
 
 
 @pytest.mark.parametrize("given", ["", "SEED = 4\nMODE = 'smoke'", "MAX_SECONDS = 10"])
 def test_the_parameters_of_a_notebook_are_taken(given, monkeypatch, tmp_path):
     monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
-    monkeypatch.setattr(book, "get_ipython", lambda: Shell(given))
+    monkeypatch.setattr(kit, "get_ipython", lambda: Shell(given))
     book.setup()
 
 

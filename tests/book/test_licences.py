@@ -13,7 +13,7 @@ from sphinx.util.matching import Matcher
 from tools import assets
 from tools.paths import ROOT
 
-EMBEDDED = ROOT / "resid" / "lab" / "embedded"
+EMBEDDED = ROOT / "resid" / "data" / "embedded"
 LICENSE = (ROOT / "LICENSE").read_text("utf-8")
 THIRD_PARTY = LICENSE.partition("\nThird-party\n")[2]
 

@@ -276,20 +276,6 @@ def test_the_lint_finds_each_defect(monkeypatch, change, text):
     assert any(text in problem for problem in lint_notebooks.problems(FACTOR)), lint_notebooks.problems(FACTOR)
 
 
-def test_misspelt_parameters_are_found(tmp_path, monkeypatch):
-    folder = tmp_path / "book" / "experiments"
-    (folder / "params").mkdir(parents=True)
-    parameters = new_code_cell("DEPTH: int = 3", id="p", metadata={"tags": ["parameters"]})
-    nbformat.write(new_notebook(cells=[parameters], metadata=KERNEL), folder / "run.ipynb")
-    (folder / "params" / "run-full.yaml").write_text("DEPTH: 4\n")
-    monkeypatch.setattr(lint_notebooks, "ROOT", tmp_path)
-    assert lint_notebooks.parameter_problems() == []
-    (folder / "params" / "run-full.yaml").write_text("DPETH: 4\n")
-    assert "has no parameter DPETH" in lint_notebooks.parameter_problems()[0]
-    (folder / "params" / "walk-full.yaml").write_text("DEPTH: 4\n")
-    assert any("no notebook walk.ipynb" in p for p in lint_notebooks.parameter_problems())
-
-
 def test_link_check_finds_what_is_missing(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.html").write_text('<h1 id="here">x</h1><a href="../a.html">a</a>')

@@ -1,4 +1,4 @@
-"""Every measure on made-up metrics, with the number worked out by hand; counts; parts and their parameter files."""
+"""Every measure on made-up metrics, with the number worked out by hand; counts; parts."""
 
 import json
 import math
@@ -7,26 +7,20 @@ import time
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import nn
-from torch.nn import functional as F
 
 from resid.book.experiments import counts as cifar_counts
-from resid.book.experiments import measures as cifar
 from resid.book.experiments import overhead as cifar_overhead
 from resid.book.experiments import parts as cifar_parts
-from resid.book.experiments import speed as cifar_speed
-from resid.book.experiments.measures import DIGITS, MEASURES, evidence
-from resid.book.experiments.parts import COUNTS, PARTS
+from resid.book.experiments.measures import MEASURES, takes_depths
+from resid.book.experiments.parts import chapters, evidence, get_part, parts_of, recipes_for
 from resid.book.journal import Journal
 from resid.errors import OptionError
 from resid.ledger import Cases, Counterexample, Record, Seeds, Verdict, claims, get_claim, record
 from resid.ledger.store import Entry
 from resid.nets.preact import PreActResNet, ProcResNet
-from resid.training import cost
-from resid.training.cost import Timing
 from resid.training.recipe import RecipeError
-from resid.training.recipes import FOR_CLAIM, RECIPES
+from resid.training.recipes import RECIPES
 from resid.training.sweep import UnfinishedError
 from tests.checks.helpers import passes
 from tools.paths import ROOT
@@ -152,7 +146,8 @@ EXPECTED = {
         [run([1, 1, 1], branches=[{"a": depth**-0.2}, {"a": 7.0}, {"a": 0.5 * depth**-0.5, "b": 1.5 * depth**-0.5}])
          for depth in (20, 56, 110)], -0.3),
 }  # fmt: skip
-for name in MEASURES:  # rows of tables: 100 epochs count for Table 1, the last one for the others
+TRAINED = {claim.id: claim for claim in claims() if claim.recipes}
+for name in TRAINED:  # rows of tables: 100 epochs count for Table 1, the last one for the others
     if name.startswith("zaeemzadeh/table-1-") and name not in EXPECTED:
         number = 5.0 if name.endswith("-mean") else 10.0
         EXPECTED[name] = [run([10.0, 20.0] * 50 + [99.0], [10.0] * 100 + [0.0])], number
@@ -160,21 +155,37 @@ for name in MEASURES:  # rows of tables: 100 epochs count for Table 1, the last 
         EXPECTED[name] = [BEST_FIRST], 30.0
 
 
-def test_every_experiment_of_the_recipes_is_measured():
-    assert set(MEASURES) == set(FOR_CLAIM)
+def measured(name, runs):
+    """The number of a claim."""
+    measure = MEASURES[TRAINED[name].measure]
+    depths = [recipe.network_options.get("depth") for recipe in recipes_for(name)]
+    return measure(runs, depths) if takes_depths(measure) else measure(runs)
 
 
-@pytest.mark.parametrize("name", MEASURES)
+def test_every_experiment_has_recipes_that_exist_and_a_measure():
+    """But for those that only count, or time a few steps."""
+    for claim in claims():
+        trains = claim.chapter.startswith("experiments/") and claim.kind == "experiment"
+        if trains and claim.part not in ("parameters", "overhead"):
+            assert claim.recipes, claim.id
+        assert set(claim.recipes + claim.small) <= set(RECIPES), claim.id
+        assert not claim.recipes or claim.measure in MEASURES, claim.id
+    assert {claim.measure for claim in TRAINED.values()} == set(MEASURES)
+    with pytest.raises(OptionError, match="no recipe trains for it"):
+        recipes_for("hardt-ma/table-1-parameters")
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_measures(name):
     given, number = EXPECTED[name]
-    assert len(given) == len(FOR_CLAIM[name])
-    assert MEASURES[name](given) == pytest.approx(number, abs=1e-9)
+    assert len(given) == len(TRAINED[name].recipes)
+    assert measured(name, given) == pytest.approx(number, abs=1e-9)
 
 
 #: Numbers of one run on ImageNet, after its last epoch.
-IMAGENET = {name for name, recipes in FOR_CLAIM.items() if recipes == ("imagenet-paper",)}
+IMAGENET = {name for name, claim in TRAINED.items() if claim.recipes == ("imagenet-paper",)}
 #: What looks at the last epoch alone.
-AT_THE_END = {name for name in MEASURES if "/table-2-" in name or "/table-3-" in name or "/figure-9-" in name} | {
+AT_THE_END = {name for name in TRAINED if "/table-2-" in name or "/table-3-" in name or "/figure-9-" in name} | {
     "hardt-ma/section-4.1-initialization-helps", "hardt-ma/section-4.1-fixed-projection",
     "hardt-ma/section-4.1-batch-norm-overfits", "hardt-ma/intro-competitive-with-resnet",
     "zaeemzadeh/section-4-every-two-iterations", "zaeemzadeh/figure-4-plain-train", "zaeemzadeh/figure-5-procresnet274",
@@ -184,7 +195,7 @@ AT_THE_END = {name for name in MEASURES if "/table-2-" in name or "/table-3-" in
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_run_that_diverged(name):
     """Guessing where the last error counts, the epoch for the claim about it, and no number where epochs matter."""
     given, number = EXPECTED[name]
@@ -193,7 +204,7 @@ def test_a_run_that_diverged(name):
             continue  # the first epoch is all it looks at
         if name.startswith("beyond/shortcut-length"):
             continue  # see below
-        found = MEASURES[name](several)
+        found = measured(name, several)
         if name == "zaeemzadeh/figure-3-plain164-unstable":
             assert found == 4
         elif name in IMAGENET:
@@ -203,25 +214,25 @@ def test_a_run_that_diverged(name):
                 run([line["test_error"] * 100 for line in r], [line["train_error"] * 100 for line in r])
                 for r in several
             ]
-            assert found == MEASURES[name](wrong)
+            assert found == measured(name, wrong)
             assert found != number or "better" in name
         else:
             assert math.isnan(found)
-    first = MEASURES[name]([gone(1), *given[1:]])
+    first = measured(name, [gone(1), *given[1:]])
     tells = name in AT_THE_END and "shortcut-length-depth" not in name
     assert math.isnan(first) == (not tells and name not in IMAGENET | {"zaeemzadeh/figure-3-plain164-unstable"})
 
 
 def test_a_ratio_that_is_no_number_shows():
-    for name in MEASURES:
+    for name in TRAINED:
         given, _ = EXPECTED[name]
         for what in {"ratios", "branches"} & given[0][0].keys():
             spoilt = [{**line, what: dict.fromkeys(line.get(what, ()), math.nan)} for line in given[0] if what in line]
-            assert math.isnan(MEASURES[name]([spoilt, *given[1:]])), name
+            assert math.isnan(measured(name, [spoilt, *given[1:]])), name
 
 
 def test_a_rate_that_diverges_is_not_the_best_one():
-    measure = MEASURES["beyond/shortcut-length-zero-start"]
+    measure = MEASURES[TRAINED["beyond/shortcut-length-zero-start"].measure]
     given, number = EXPECTED["beyond/shortcut-length-zero-start"]
     assert measure([gone(4), *given[1:]]) == pytest.approx(number)
     assert measure([given[0], gone(4), *given[2:]]) == pytest.approx(0.6 - 0.7)
@@ -231,26 +242,27 @@ def test_a_rate_that_diverges_is_not_the_best_one():
 
 @pytest.mark.parametrize("depth", [74, 110])
 def test_a_length_that_diverges_is_not_the_best_one(depth):
-    measure, (given, number) = (found[f"beyond/shortcut-length-depth-{depth}"] for found in (MEASURES, EXPECTED))
+    measure = MEASURES[TRAINED[f"beyond/shortcut-length-depth-{depth}"].measure]
+    given, number = EXPECTED[f"beyond/shortcut-length-depth-{depth}"]
     assert math.isnan(measure([gone(4), *given[1:]]))
     assert measure([*given[:-1], gone(4)]) == pytest.approx(min(7.0 if depth == 74 else 7.5, 9.0) - 6.0)
     assert measure([given[0], gone(4), *given[2:]]) == pytest.approx(number)
 
 
 def test_stable_plain_network_counts_as_a_hundred_epochs():
-    assert MEASURES["zaeemzadeh/figure-3-plain164-unstable"]([run([1.0] * 100)]) == 100
+    assert measured("zaeemzadeh/figure-3-plain164-unstable", [run([1.0] * 100)]) == 100
 
 
 def test_peak_step_at_the_ends():
-    measure = MEASURES["hardt-ma/section-4.1-peak-steps"]
+    measure = MEASURES["steps to the peak"]
     assert measure([run([6.1, 6.0, 6.2], steps=1000)]) == 1
     assert measure([run([9.0, 6.2, 6.0], steps=1000)]) == 2  # a difference of 0.2 is within
     assert measure([run([9.0, 6.3, 6.0], steps=1000)]) == 3
-    assert math.isnan(MEASURES["hardt-ma/figure-1-left"]([run([1.0, 2.0])]))  # too short
+    assert math.isnan(measured("hardt-ma/figure-1-left", [run([1.0, 2.0])]))  # too short
 
 
 def test_evidence_pairs_seeds_and_names_recipes():
-    plain, small = FOR_CLAIM["hardt-ma/section-4.1-initialization-helps"]
+    plain, small = TRAINED["hardt-ma/section-4.1-initialization-helps"].recipes
     runs = {(plain, 0): run([7.0]), (small, 0): run([6.5]), (plain, 1): run([6.0]), (small, 1): run([8.0])}
     found = evidence("hardt-ma/section-4.1-initialization-helps", runs, (0, 1))
     assert isinstance(found, Seeds)
@@ -260,16 +272,16 @@ def test_evidence_pairs_seeds_and_names_recipes():
     assert found.malformed(get_claim("hardt-ma/section-4.1-initialization-helps")) == []
     with pytest.raises(OptionError, match="no runs of hardt-ma-cifar10-standard seed 2"):
         evidence("hardt-ma/section-4.1-initialization-helps", runs, (2,))
-    with pytest.raises(OptionError, match="no CIFAR runs"):
+    with pytest.raises(OptionError, match="names no recipes"):
         evidence("hardt-ma/table-1-parameters", runs, (0,))
-    with pytest.raises(OptionError, match="no digits runs"):
+    with pytest.raises(OptionError, match="names no small recipes"):
         evidence("hardt-ma/table-2-cifar10", runs, (0,), small=True)
 
 
 def test_small_networks_take_their_own_depths_and_epochs():
     runs = {
         (name, 0): run([1, 1, 1], norms=[depth**0.1, depth**-1.0, depth**-2.0])
-        for name, depth in zip(DIGITS["li/figure-2"], (20, 38, 74), strict=True)
+        for name, depth in zip(TRAINED["li/figure-2"].small, (20, 38, 74), strict=True)
     }
     assert evidence("li/figure-2", runs, (0,), small=True).values == (pytest.approx(0.1),)
 
@@ -277,7 +289,7 @@ def test_small_networks_take_their_own_depths_and_epochs():
 def test_small_networks_take_their_own_depths_for_branches():
     runs = {
         (name, 0): run([1, 1], branches=[{"a": depth**0.1}, {"a": depth**-0.3}])
-        for name, depth in zip(DIGITS["beyond/shortcut-branches"], (20, 38, 74), strict=True)
+        for name, depth in zip(TRAINED["beyond/shortcut-branches"].small, (20, 38, 74), strict=True)
     }
     assert evidence("beyond/shortcut-branches", runs, (0,), small=True).values == (pytest.approx(-0.4),)
 
@@ -287,13 +299,13 @@ def test_a_ratio_far_below_one_stands_out_and_is_not_large():
     small = {"transitions.0": 1e-8, "a": 1.5, "b": 0.8}
     for turned in (False, True):
         metrics = run([1], ratios=[{k: 1 / v if turned else v for k, v in small.items()}])
-        assert MEASURES["zaeemzadeh/figure-3-plain83-one-block"]([metrics]) > 15
-        assert (MEASURES["zaeemzadeh/figure-3-plain83-large"]([metrics]) > 0) == turned
+        assert measured("zaeemzadeh/figure-3-plain83-one-block", [metrics]) > 15
+        assert (measured("zaeemzadeh/figure-3-plain83-large", [metrics]) > 0) == turned
 
 
 def test_the_record_says_which_way_the_ratios_of_the_first_block_go():
     claim = "zaeemzadeh/figure-3-plain83-one-block"
-    (name,) = FOR_CLAIM[claim]
+    (name,) = TRAINED[claim].recipes
     runs = {
         (name, 0): run([80, 70], ratios=[{"transitions.0": 0.5, "a": 1.5}, {"transitions.0": 1e-8, "a": 0.75}]),
         (name, 1): run([90], ratios=[{"transitions.0": 30.0, "a": 1.0, "transitions.1": 2.0}]),
@@ -310,8 +322,10 @@ def test_the_record_says_which_way_the_ratios_of_the_first_block_go():
 
 def test_digits_stand_in_for_the_right_networks():
     """Same kind, same order: where the paper's recipe has a network, the small one has the same constructor."""
-    for claim, names in DIGITS.items():
-        papers_names = FOR_CLAIM[claim]
+    for claim, entry in TRAINED.items():
+        names, papers_names = entry.small, entry.recipes
+        if not names:
+            continue
         if claim == "beyond/shortcut-length-zero-start":  # one rate on digits, three on CIFAR
             papers_names = papers_names[::3]
         full = [RECIPES[name].network for name in papers_names]
@@ -325,37 +339,22 @@ def test_digits_stand_in_for_the_right_networks():
                 assert ours.get(option) == papers.get(option), (claim, option)
     deeper = {"zaeemzadeh/figure-3-plain-depth", "zaeemzadeh/figure-4-plain-train"}
     for claim in deeper:
-        depths = [RECIPES[name].network_options["depth"] for name in DIGITS[claim]]
+        depths = [RECIPES[name].network_options["depth"] for name in TRAINED[claim].small]
         assert depths == sorted(depths, reverse=True)
 
 
-@pytest.mark.parametrize("chapter", PARTS)
+@pytest.mark.parametrize("chapter", chapters())
 def test_every_claim_of_a_chapter_is_in_one_part(chapter):
-    listed = [claim for several in PARTS[chapter].values() for claim in several]
+    listed = [claim.id for part in parts_of(chapter).values() for claim in part.claims]
     assert sorted(listed) == sorted(claim.id for claim in claims() if claim.chapter == chapter)
-    for part, several in PARTS[chapter].items():
-        for claim in several:
-            experiment = get_claim(claim).kind == "experiment"
-            assert experiment == (part != "counts"), claim
-            assert (claim in MEASURES) == (part not in COUNTS), claim
-
-
-@pytest.mark.parametrize("chapter", PARTS)
-def test_every_part_has_a_file_of_parameters(chapter):
-    part_of = {}
-    for file in (ROOT / "book" / "experiments" / "params").glob(f"{chapter.partition('/')[2]}-*.yaml"):
-        content = yaml.safe_load(file.read_text())
-        assert set(content) == {"MODE", "PART"}, file.name
-        assert content["MODE"] == "full"
-        assert file.stem == f"{chapter.partition('/')[2]}-full-{content['PART']}"
-        part_of[file.name] = content["PART"]
-    if not (ROOT / "book" / f"{chapter}.ipynb").exists():
-        assert not part_of
-        return
-    assert sorted(part_of.values()) == sorted(PARTS[chapter])
-    recipes = {name for several in PARTS[chapter].values() for name in cifar.recipes_of(several)}
-    assert recipes
-    assert recipes <= set(RECIPES)
+    for part in parts_of(chapter).values():
+        assert part.trains == (part.name not in ("counts", "parameters", "overhead"))
+        for claim in part.claims:
+            assert (claim.kind == "experiment") == (part.name != "counts"), claim.id
+            assert bool(claim.recipes) == part.trains, claim.id
+    assert {p.name for p in parts_of(chapter).values() if p.of_a_precision} == {
+        name for name in ("bfloat16", "modern-cifar10", "modern-cifar100") if name in parts_of(chapter)
+    }
 
 
 def test_finished_parts_need_every_seed(tmp_path, monkeypatch):
@@ -368,13 +367,39 @@ def test_finished_parts_need_every_seed(tmp_path, monkeypatch):
         return {key: [] for key in there if key[0] in names and key[1] in seeds}
 
     monkeypatch.setattr(cifar_parts, "finished_runs", finished)
-    assert cifar_parts.finished_parts(chapter, 0, folder=tmp_path) == both
-    assert cifar_parts.finished_parts(chapter, 4, folder=tmp_path) == ()
+
+    def over(count):
+        return tuple(p.name for p in parts_of(chapter).values() if p.finished(count, folder=tmp_path))
+
+    assert over(0) == both
+    assert over(4) == ()
     there.remove(("li-figure-2-56", 1))
-    assert cifar_parts.finished_parts(chapter, 0, folder=tmp_path) == ()
-    assert cifar_parts.finished_parts(chapter, 1, folder=tmp_path) == both
-    assert cifar_parts.seeds_of("li/figure-9-longer") == (0, 1, 2, 3, 4)
-    assert cifar_parts.seeds_of("li/figure-9-longer", 2, first=7) == (7, 8)
+    assert over(0) == ()
+    assert over(1) == both
+    assert cifar_parts.seeds_of(get_claim("li/figure-9-longer")) == (0, 1, 2, 3, 4)
+    assert cifar_parts.seeds_of(get_claim("li/figure-9-longer"), 2, first=7) == (7, 8)
+
+
+def test_a_chapter_records_the_part_it_is_given_or_all_that_are_finished(tmp_path, monkeypatch):
+    chapter, done = "experiments/shortcut_depth_cifar", []
+    monkeypatch.setattr(cifar_parts.book, "record", lambda claim, measured: done.append(claim))
+    monkeypatch.setattr(cifar_parts.book, "finish", lambda: done.append("end"))
+    monkeypatch.setattr(cifar_parts.Part, "start", lambda part, *given: done.append((part.name, given)) or (0,))
+    monkeypatch.setattr(
+        cifar_parts.Part, "evidence", lambda part, *given, **options: [(part.claims[0].id, options["nproc"])]
+    )
+    monkeypatch.setattr(cifar_parts, "finished_runs", lambda recipes, seeds, *_: {(n, 0): [] for n in recipes})
+    runs = cifar_parts.run_parts(chapter, "branches", count=1, compute="compile=default", nproc=2)
+    assert list(runs) == [(f"li-figure-2-{depth}", 0) for depth in (20, 56, 110)]
+    assert done == [("branches", ("full", 1, 0, "compile=default")), "beyond/shortcut-branches", "end"]
+    with pytest.raises(OptionError, match=r"PART = 'figure-3': .* has figure-2, counts, figure-9"):
+        cifar_parts.run_parts(chapter, "figure-3", nproc=2)
+    done.clear()
+    monkeypatch.setattr(
+        cifar_parts.Part, "finished", lambda part, *given, **more: part.name in ("figure-2", "branches")
+    )
+    cifar_parts.run_parts(chapter, nproc=2)
+    assert [d[0] for d in done if isinstance(d, tuple)] == ["figure-2", "branches"]
 
 
 @pytest.mark.parametrize(
@@ -388,7 +413,7 @@ def test_finished_parts_need_every_seed(tmp_path, monkeypatch):
 )
 def test_some_seeds_of_a_part_have_a_record_of_their_own(tmp_path, monkeypatch, count, first, seeds, name):
     monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
-    assert cifar_parts.start_part("experiments/shortcut_depth_cifar", "figure-2", "full", count, first) == seeds
+    assert get_part("experiments/shortcut_depth_cifar", "figure-2").start("full", count, first) == seeds
     record("li/figure-2", Seeds([1.0] * len(seeds), seeds, "made up"))
     assert [path.name for path in tmp_path.iterdir()] == [f"experiments-shortcut_depth_cifar.full.{name}"]
 
@@ -398,7 +423,7 @@ def test_a_record_has_the_precision_of_its_recipes(tmp_path, monkeypatch):
     for precision, told in (("fp32", "float32"), ("bf16", "bfloat16")):
         recipes = {name: recipe.replace(precision=precision) for name, recipe in RECIPES.items()}
         monkeypatch.setattr(cifar_parts, "RECIPES", recipes)
-        cifar_parts.start_part("experiments/shortcut_depth_cifar", "figure-2", "full")
+        get_part("experiments/shortcut_depth_cifar", "figure-2").start("full")
         record("li/figure-2", Seeds([1.0], [0], "made up"))
         (path,) = tmp_path.iterdir()
         assert json.loads(path.read_text())["precision"] == told
@@ -406,7 +431,7 @@ def test_a_record_has_the_precision_of_its_recipes(tmp_path, monkeypatch):
 
 def test_evidence_says_on_what_it_was_trained():
     claim = "zaeemzadeh/table-2-resnet1001-cifar10"
-    (name,) = FOR_CLAIM[claim]
+    (name,) = TRAINED[claim].recipes
     runs = {(name, seed): run([1.0, 2.0]) for seed in (0, 1)}
     before = evidence(claim, runs, (0, 1)).what
     assert "trained" not in before
@@ -417,8 +442,9 @@ def test_evidence_says_on_what_it_was_trained():
 
 def test_counts_do_not_depend_on_seeds(tmp_path, monkeypatch):
     monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
-    cifar_parts.start_part("experiments/shortcut_depth_cifar", "counts", "full", 2, 1)
-    for claim, found in cifar_parts.part_evidence("experiments/shortcut_depth_cifar", "counts"):
+    part = get_part("experiments/shortcut_depth_cifar", "counts")
+    part.start("full", 2, 1)
+    for claim, found in part.evidence():
         record(claim, found)
     assert [path.name for path in tmp_path.iterdir()] == ["experiments-shortcut_depth_cifar.full.counts.partial"]
 
@@ -431,24 +457,22 @@ def test_the_evidence_of_a_part(monkeypatch):
         return {(name, seed): run([1.0, 50.0 - seed]) for name in names for seed in seeds}
 
     monkeypatch.setattr(cifar_parts, "run_recipes", trained)
-    found = dict(cifar_parts.part_evidence("experiments/procresnet_cifar", "table-2-row-2", first=4, nproc=2))
+    found = dict(get_part("experiments/procresnet_cifar", "table-2-row-2").evidence(first=4, nproc=2))
     assert {claim: (e.values, e.seeds) for claim, e in found.items()} == {
         f"zaeemzadeh/table-2-resnet1001-cifar{k}": ((46.0,), (4,)) for k in (10, 100)
     }
     names = ("zaeemzadeh-resnet1001-cifar10", "zaeemzadeh-resnet1001-cifar100")
     assert asked == [(names, (4,), {"nproc": 2})]
-    with pytest.raises(OptionError, match="has counts, figure-2, figure-9"):
-        next(cifar_parts.part_evidence("experiments/shortcut_depth_cifar", "figure-3"))
-    counted = list(cifar_parts.part_evidence("experiments/shortcut_depth_cifar", "counts"))
+    counted = list(get_part("experiments/shortcut_depth_cifar", "counts").evidence())
     assert [claim for claim, _ in counted] == ["li/section-5.3.2-parameters"]
     times = {(depth, seed): {"none": 1.0, "published": 2.0, "svd": 3.0} for depth in (1, 2) for seed in (0, 1, 2)}
     given = []
     monkeypatch.setattr(cifar_parts, "measure_overhead", lambda seeds, **more: (given.append(more), times)[1])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(OptionError, match="on a GPU, and there is none"):
-        next(cifar_parts.part_evidence("experiments/procresnet_cifar", "overhead"))
+        next(get_part("experiments/procresnet_cifar", "overhead").evidence())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = cifar_parts.part_evidence("experiments/procresnet_cifar", "overhead", nproc=1, max_seconds=7.0)
+    found = get_part("experiments/procresnet_cifar", "overhead").evidence(nproc=1, max_seconds=7.0)
     assert len(dict(found)) == 3
     assert [more["max_seconds"] for more in given] == [7.0]
     assert given[0]["journal"].folder is not None
@@ -456,11 +480,12 @@ def test_the_evidence_of_a_part(monkeypatch):
 
 def test_a_part_can_be_computed_in_other_ways(tmp_path, monkeypatch):
     monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
-    chapter, part, ways = "experiments/allconv_cifar", "batch-norm", "precision=bf16 graph=true"
-    several = cifar_parts.part_recipes(chapter, part, ways)
-    assert list(several) == list(FOR_CLAIM["hardt-ma/section-4.1-batch-norm-overfits"])
+    chapter, ways = "experiments/allconv_cifar", "precision=bf16 compile=default"
+    part = get_part(chapter, "batch-norm")
+    several = part.recipes(ways)
+    assert list(several) == list(TRAINED["hardt-ma/section-4.1-batch-norm-overfits"].recipes)
     for name, recipe in several.items():
-        assert recipe == RECIPES[name].replace(precision="bf16", graph=True)
+        assert recipe == RECIPES[name].replace(precision="bf16", compile="default")
     asked = []
 
     def trained(recipes, seeds, **options):
@@ -468,8 +493,8 @@ def test_a_part_can_be_computed_in_other_ways(tmp_path, monkeypatch):
         return {(name, seed): run([1.0, 50.0]) for name in recipes for seed in seeds}
 
     monkeypatch.setattr(cifar_parts, "run_recipes", trained)
-    cifar_parts.start_part(chapter, part, "full", 1, 2, ways)
-    ((claim, found),) = cifar_parts.part_evidence(chapter, part, 1, 2, ways)
+    part.start("full", 1, 2, ways)
+    ((claim, found),) = part.evidence(1, 2, ways)
     record(claim, found)
     assert asked == [(several, (2,))]
     (path,) = tmp_path.iterdir()
@@ -477,66 +502,19 @@ def test_a_part_can_be_computed_in_other_ways(tmp_path, monkeypatch):
     assert content["precision"] == "bfloat16"
     assert all(recipe.hash in found.what and RECIPES[name].hash not in found.what for name, recipe in several.items())
     with pytest.raises(OptionError, match="compute"):
-        cifar_parts.part_recipes(chapter, part, "lr=7")
-    with pytest.raises(OptionError, match="'speed' trains nothing"):
-        cifar_parts.part_recipes(chapter, "speed", ways)
+        part.recipes("lr=7")
+    with pytest.raises(OptionError, match="'counts' trains nothing"):
+        get_part(chapter, "counts").recipes(ways)
     with pytest.raises(OptionError, match="'bfloat16' is about a precision of its own"):
-        cifar_parts.part_recipes(chapter, "bfloat16", ways)
-    assert len({r.hash for r in cifar_parts.part_recipes(chapter, "bfloat16", "graph=true").values()}) == 2
+        get_part(chapter, "bfloat16").recipes(ways)
+    assert len({r.hash for r in get_part(chapter, "bfloat16").recipes("compile=default").values()}) == 2
     with pytest.raises(RecipeError, match="precision = 'fp8'"):
-        cifar_parts.part_recipes(chapter, part, "precision=fp8")
+        part.recipes("precision=fp8")
 
     seen = []
     monkeypatch.setattr(cifar_parts, "finished_runs", lambda names, *_: seen.append(names) or {})
-    assert cifar_parts.finished_parts(chapter, 0, compute=ways) == ()
+    assert not any(p.finished(compute=ways) for p in parts_of(chapter).values())
     assert several in seen
-
-
-def test_speed_is_a_ratio_of_images_a_second(tmp_path, monkeypatch):
-    """Half a second a step by hand against an eighth by the loop: four times as fast, 128/0.125 images a second."""
-    asked = []
-
-    def loop(recipe, batch, device, steps, warmup):
-        asked.append((recipe, batch, device))
-        return Timing("NVIDIA H200", recipe.precision, 1, batch, 0.125, 5)
-
-    monkeypatch.setattr(cifar_speed, "plain_step_seconds", lambda recipe, *_: asked.append((recipe, 0, "")) or 0.5)
-    monkeypatch.setattr(cifar_speed, "time_steps", loop)
-    recipe = RECIPES["hardt-ma-cifar10"]
-    found = cifar_speed.measure_speed(recipe, (3, 4), "cuda")
-    assert asked[:2] == [(recipe.replace(seed=3), 0, ""), (recipe.replace(seed=3, **cifar_speed.FAST), 128, "cuda")]
-    told = cifar_speed.speed_evidence("hardt-ma-cifar10", recipe, found)
-    assert (told.values, told.seeds) == ((4.0, 4.0), (3, 4))
-    share = 100 * 1024 * cost.count_flops(recipe).training / 989.4e12
-    assert told.what.endswith(f"; ours 1,024 on NVIDIA H200, {share:.0f}% of its peak in bf16")
-    asked.clear()
-    cifar_speed.measure_speed(recipe, (0,), "cpu")
-    assert asked[1][0] == recipe
-    seeds = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cifar_parts, "measure_speed", lambda r, s: seeds.append(s) or dict.fromkeys(s, found[3]))
-    for chapter in ("experiments/allconv_cifar", "experiments/procresnet_cifar"):
-        ((claim, evidence_),) = cifar_parts.part_evidence(chapter, "speed")
-        assert claim in PARTS[chapter]["speed"]
-        assert evidence_.what.partition(" ")[0] in RECIPES
-    assert seeds == [(0, 1, 2)] * 2
-    monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    cifar_parts.start_part(chapter, "speed", "full")
-    record(claim, evidence_)
-    (path,) = tmp_path.iterdir()
-    assert json.loads(path.read_text())["precision"] == "bfloat16, float32 with TF32"
-
-
-def test_the_plain_loop_trains(monkeypatch):
-    losses = []
-    entropy = F.cross_entropy
-    monkeypatch.setattr(F, "cross_entropy", lambda *given: losses.append(entropy(*given)) or losses[-1])
-    small = RECIPES["digits-allconv"].replace(batch=16, lr=0.1)
-    seconds = cifar_speed.plain_step_seconds(small, "cpu", steps=30, warmup=10)
-    assert 0 < seconds < 10
-    assert len(losses) == 40
-    assert losses[-1].item() < losses[0].item()
 
 
 def test_the_table_shows_recorded_experiments_only():
@@ -571,7 +549,7 @@ def test_remarks_on_record_are_those_of_the_chapter():
     assert cifar_parts.remarks_on_record(here, records) == [(where, "seed 0: out/in 1"), (where, "seed 1: out/in 2")]
 
 
-COUNTED = [claim for parts in PARTS.values() for claim in parts.get("counts", ())]
+COUNTED = [claim.id for claim in claims() if claim.part == "counts"]
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -635,7 +613,7 @@ def test_overhead_is_paired_by_seed_and_depth():
     assert len(asked) == 2 * 4 + 2 * 3
     times[1003, 0]["published"] = 1.2 * times[1003, 0]["none"]
     found = cifar_overhead.overheads(times)
-    assert set(found) == set(PARTS["experiments/procresnet_cifar"]["overhead"])
+    assert set(found) == {c.id for c in get_part("experiments/procresnet_cifar", "overhead").claims}
     assert found["zaeemzadeh/section-3-overhead"].values == pytest.approx((50, 55))
     assert found["zaeemzadeh/section-4-overhead-depth"].values == pytest.approx((30, 0))
     assert found["zaeemzadeh/section-4-overhead-svd"].values == pytest.approx((250, 245))

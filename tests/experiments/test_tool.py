@@ -9,17 +9,18 @@ import time
 import nbformat
 import pytest
 
-from resid.book.experiments.parts import PARTS, seeds_of
+from resid.book.experiments.parts import chapters, get_part, parts_of, seeds_of
 from resid.ledger import get_claim, read_record, read_records, verdicts
 from resid.ledger.store import name_of, write_record
 from resid.training.cost import Flops
-from resid.training.recipes import FOR_CLAIM, RECIPES
+from resid.training.recipes import RECIPES
 from resid.training.trainer import STOPPED
 from tools import experiments
 from tools.experiments import Piece, keep, on_record, plan, run, table
 from tools.paths import ROOT
 
-ALL = {claim: set(seeds_of(claim)) for parts in PARTS.values() for claims in parts.values() for claim in claims}
+PARTS = [part for chapter in chapters() for part in parts_of(chapter).values()]
+ALL = {claim.id: set(seeds_of(claim)) for part in PARTS for claim in part.claims}
 ONE = "zaeemzadeh/figure-3-plain83-one-block"
 START = "experiments-procresnet_cifar.full.figure-3-start.json"
 
@@ -36,6 +37,14 @@ def without(*claims):
     return {claim: seeds for claim, seeds in ALL.items() if claim not in claims}
 
 
+def ids(piece):
+    return tuple(claim.id for claim in piece.claims)
+
+
+def row_one():
+    return tuple(claim.id for claim in get_part("experiments/procresnet_cifar", "table-1-row-1").claims)
+
+
 def names(pieces):
     return [(piece.name, piece.seed) for piece in pieces]
 
@@ -44,7 +53,7 @@ def test_what_is_on_record_is_not_run():
     assert plan(ALL, cuda=True) == []
     known = without() | {ONE: {0, 2}}
     (piece,) = plan(known, cuda=True)
-    assert (piece.name, piece.seed, piece.claims) == ("procresnet_cifar/figure-3-first", 1, (ONE,))
+    assert (piece.name, piece.seed, ids(piece)) == ("procresnet_cifar/figure-3-first", 1, (ONE,))
     # 5 epochs of 391 batches of 128 images, one operation for each layer
     assert piece.trainings == (("zaeemzadeh-first-plain83", 5 * 391 * 128 * 83),)
 
@@ -54,7 +63,7 @@ def test_the_first_seeds_come_first_and_of_those_what_costs_least_for_a_claim(mo
     monkeypatch.setattr(
         experiments, "count_flops", lambda r: Flops(1, layers.get(r.network) or r.network_options["depth"])
     )
-    row = PARTS["experiments/procresnet_cifar"]["table-1-row-1"]
+    row = row_one()
     pieces = plan(without(*row, ONE, "hardt-ma/figure-1-right"))
     order = ("procresnet_cifar/figure-3-first", "procresnet_cifar/table-1-row-1", "allconv_cifar/figure-1-right")
     assert names(pieces) == [(name, seed) for seed in range(5) for name in (order if seed < 3 else order[2:])]
@@ -64,21 +73,18 @@ def test_the_first_seeds_come_first_and_of_those_what_costs_least_for_a_claim(mo
 
 
 def test_a_claim_is_not_asked_for_seeds_that_it_does_not_want(monkeypatch):
-    row = PARTS["experiments/procresnet_cifar"]["table-1-row-1"]
-    monkeypatch.setattr(experiments, "seeds_of", lambda claim: (0,) if claim == row[0] else (0, 1))
-    assert [(p.seed, p.claims) for p in plan(without(*row), names=["procresnet_cifar/table-1-row-1"])] == [
+    row = row_one()
+    monkeypatch.setattr(experiments, "seeds_of", lambda claim: (0,) if claim.id == row[0] else (0, 1))
+    assert [(p.seed, ids(p)) for p in plan(without(*row), names=["procresnet_cifar/table-1-row-1"])] == [
         (0, row), (1, row[1:]),
     ]  # fmt: skip
 
 
 def test_only_claims_that_lack_a_seed_are_paid_for():
-    claims = PARTS["experiments/procresnet_cifar"]["table-1-row-1"]
+    claims = row_one()
     (piece,) = plan(without(claims[0]) | {claims[0]: {1, 2}}, cuda=True)
-    assert (piece.seed, piece.claims, [name for name, _ in piece.trainings]) == (
-        0,
-        claims[:1],
-        list(FOR_CLAIM[claims[0]]),
-    )
+    assert (piece.seed, ids(piece)) == (0, claims[:1])
+    assert [name for name, _ in piece.trainings] == list(get_claim(claims[0]).recipes)
 
 
 def test_an_epoch_has_as_many_steps_as_its_images_make():
@@ -93,17 +99,17 @@ def test_what_is_trained_costs_nothing(monkeypatch):
 
 
 def test_what_cannot_be_run_here_comes_last_and_says_why(monkeypatch):
-    known = without(ONE, "beyond/allconv-speed", "hardt-ma/table-2-imagenet")
-    assert [(p.part, p.why_not) for p in plan(known, cuda=False)][-2:] == [
-        ("speed", "needs a GPU"), ("table-2", "needs RESID_IMAGENET"),
+    known = without(ONE, "zaeemzadeh/section-3-overhead", "hardt-ma/table-2-imagenet")
+    assert [(p.part.name, p.why_not) for p in plan(known, cuda=False)][-2:] == [
+        ("overhead", "needs a GPU"), ("table-2", "needs RESID_IMAGENET"),
     ]  # fmt: skip
     monkeypatch.setenv("RESID_IMAGENET", "somewhere")
     assert [p.why_not for p in plan(known, cuda=True)] == [""] * 5
-    assert next(p for p in plan(known, cuda=True) if p.part == "speed").seed is None
+    assert next(p for p in plan(known, cuda=True) if p.part.name == "overhead").seed is None
 
 
 def test_what_times_itself_is_run_until_all_seeds_are_there():
-    claim = "beyond/allconv-speed"
+    claim = "zaeemzadeh/section-3-overhead"
     for known, pieces in (({0, 1}, 1), ({0, 1, 2}, 0)):
         assert len(plan(without(claim) | {claim: known}, cuda=True)) == pieces
 
@@ -115,13 +121,15 @@ def test_counts_that_are_missing_are_run(monkeypatch):
 
 
 def test_parameters_of_the_notebook():
-    piece = Piece("experiments/allconv_cifar", "bfloat16", 3, ("beyond/allconv-bfloat16",))
-    assert piece.parameters("precision=bf16 graph=true", 4, 1, 59.6) == {
+    part = get_part("experiments/allconv_cifar", "bfloat16")
+    piece = Piece(part, 3, part.claims)
+    assert piece.parameters("precision=bf16 compile=default", 4, 1, 59.6) == {
         "MODE": "full", "PART": "bfloat16", "SEEDS": "1", "SEED": "3", "AT_ONCE": "4", "NPROC": "1",
-        "COMPUTE": "graph=true", "MAX_SECONDS": "60",
+        "COMPUTE": "compile=default", "MAX_SECONDS": "60",
     }  # fmt: skip
-    layers = dataclasses.replace(piece, part="layers").parameters("precision=bf16 graph=true", 1, 1, None)
-    assert (layers["COMPUTE"], "MAX_SECONDS" in layers) == ("precision=bf16 graph=true", False)
+    layers = dataclasses.replace(piece, part=get_part(part.chapter, "layers"))
+    given = layers.parameters("precision=bf16 compile=default", 1, 1, None)
+    assert (given["COMPUTE"], "MAX_SECONDS" in given) == ("precision=bf16 compile=default", False)
 
 
 def test_parts_are_chosen_by_name():
@@ -134,7 +142,7 @@ def test_parts_are_chosen_by_name():
 
 
 def test_trainings_that_parts_share_are_counted_once():
-    row = PARTS["experiments/procresnet_cifar"]["table-1-row-1"]
+    row = row_one()
     text = table(plan(without("hardt-ma/figure-1-right", "hardt-ma/figure-1-left", "hardt-ma/table-2-cifar100", *row)))
     trainings = 5 + 5 + 3 * 3  # two networks with five seeds for three parts, three with three
     assert text.splitlines()[-1].startswith(f"{trainings} trainings, some of which several parts share: ")
@@ -203,7 +211,7 @@ class Runner:
         self.now += 60
         self.ran.append((piece.name, piece.seed, parameters.get("MAX_SECONDS")))
         if not (why := self.why(piece)):
-            self.known = self.known | {c: self.known.get(c, set()) | {piece.seed} for c in piece.claims}
+            self.known |= {c.id: self.known.get(c.id, set()) | {piece.seed} for c in piece.claims}
         return why
 
 
@@ -265,9 +273,9 @@ def test_a_part_is_run_by_papermill_and_its_record_kept(results, capsys):
     found = read_record(results / name)
     assert [(e.claim, e.evidence) for e in found.entries] == [(e.claim, e.evidence) for e in before.entries]
     assert found.info["command"].endswith("-p MODE full -p PART counts --cwd book/experiments")
-    broken = dataclasses.replace(piece, part="no-part")
+    broken = dataclasses.replace(piece, part=dataclasses.replace(piece.part, name="no-part"))
     assert "OptionError: PART = 'no-part'" in run(broken, broken.parameters("", 1, 1, None))
-    missing = dataclasses.replace(broken, chapter="experiments/missing")
+    missing = dataclasses.replace(piece, part=dataclasses.replace(broken.part, chapter="experiments/missing"))
     stale = experiments.BUILD / "full" / "experiments"
     shutil.copy(stale / "allconv_cifar-no-part-all.ipynb", stale / "missing-no-part-all.ipynb")
     assert "OptionError" not in run(missing, missing.parameters("", 1, 1, None)), "that was the failure before"
@@ -280,13 +288,13 @@ def test_sizes_that_the_tool_assumes():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("chapter", sorted(PARTS))
+@pytest.mark.parametrize("chapter", chapters())
 def test_a_chapter_knows_every_parameter_that_it_is_given(chapter):
     """papermill only warns of one that it does not know, and runs without it."""
     cells = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4).cells
     (cell,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ()))
     known = set(re.findall(r"^(\w+): \w+ =", cell, re.MULTILINE))
-    for part in PARTS[chapter]:
+    for part in parts_of(chapter).values():
         for seed in (None, 1):
-            given = experiments.Piece(chapter, part, seed, ()).parameters("precision=bf16 graph=true", 2, 2, 60.0)
-            assert set(given) <= known, part
+            given = experiments.Piece(part, seed, ()).parameters("precision=bf16 compile=default", 2, 2, 60.0)
+            assert set(given) <= known, part.name

@@ -72,7 +72,7 @@ def full_record(folder, *evidence, mode="full"):
     return run.path
 
 
-# ------------------------------------------------------------------------------------------------------- claims.yaml
+# ------------------------------------------------------------------------------------------------------------ claims
 
 
 def test_every_statement_of_three_papers_is_there():
@@ -116,14 +116,14 @@ def test_unknown_claim_names_near_ones():
         (lambda c: c["claims"][0].pop("test"), "'test' is a required property"),
         (lambda c: c["claims"][0].update(surprise=1), "surprise"),
         (lambda c: c["claims"].append(c["claims"][0]), "appears twice"),
-        (lambda c: c["papers"].pop(0), "no paper has the key"),
+        (lambda c: c["papers"][0].update(key="nobody"), "no paper has the key"),
         (lambda c: c["claims"][0].update(margin=math.inf), "no finite number"),
     ],
 )
 def test_a_broken_claims_file_is_refused_by_entry(tmp_path, change, text):
     import yaml
 
-    source = resources.files("resid.ledger").joinpath("claims.yaml")
+    source = resources.files("resid.ledger").joinpath("claims", "hardt_ma.yaml")
     content = yaml.safe_load(source.read_text("utf-8"))
     content["claims"] = content["claims"][:2]
     change(content)
@@ -140,6 +140,31 @@ def test_a_broken_claims_file_is_refused_by_entry(tmp_path, change, text):
         with pytest.raises(LedgerError, match=why):
             _load(path)
     _load.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda c: c.pop("part"), "'part' is a dependency of 'recipes'"),
+        (lambda c: c.pop("measure"), "'measure' is a dependency"),
+        (lambda c: c.pop("recipes"), "'recipes' is a dependency of 'small'"),
+        (lambda c: c.update(recipes=[]), "recipes"),
+        (lambda c: c.update(kind="identity", cases=1), "experiment"),
+    ],
+)
+def test_an_experiment_says_all_of_itself_or_nothing(tmp_path, change, text):
+    import yaml
+
+    source = resources.files("resid.ledger").joinpath("claims", "beyond.yaml")
+    content = yaml.safe_load(source.read_text("utf-8"))
+    content["claims"] = content["claims"][:1]
+    claim = content["claims"][0]
+    assert {"part", "recipes", "small", "measure"} <= set(claim)
+    change(claim)
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(LedgerError, match=text if text != "experiment" else "beyond/allconv-bfloat16"):
+        _load(path)
 
 
 # ---------------------------------------------------------------------------------------------------------- evidence
@@ -484,7 +509,7 @@ def test_a_sharper_statement_is_no_correction(tmp_path, monkeypatch):
     full_record(tmp_path / "b", (THEOREM, enough(THEOREM)))
     assert verdict_of(tmp_path / "b", THEOREM).verdict == "verified numerically"
     assert "not refuted" in Counterexample(2.0, 1.0, "<=", "w").malformed(claim)[0]
-    assert "claims.yaml has none" in Cases(3, 0.5, "w", statement="sharper").malformed(get_claim(CORRECTABLE))[0]
+    assert "the ledger has none" in Cases(3, 0.5, "w", statement="sharper").malformed(get_claim(CORRECTABLE))[0]
 
 
 def test_a_reading_of_ours_is_not_refuted_but_fails(tmp_path, monkeypatch):
@@ -604,7 +629,7 @@ def test_terms_changed_after_the_run_void_the_record(tmp_path, monkeypatch, chan
 def test_a_record_of_an_unknown_claim_is_an_error(tmp_path, monkeypatch):
     full_record(tmp_path, (THEOREM, enough(THEOREM)))
     monkeypatch.setattr("resid.ledger.judge.claims", lambda: tuple(c for c in claims() if c.id != THEOREM))
-    with pytest.raises(LedgerError, match=r"linear-factor.full.json: claim .* is not in claims.yaml"):
+    with pytest.raises(LedgerError, match=r"linear-factor.full.json: claim .* is not in the ledger"):
         verdicts(tmp_path)
 
 

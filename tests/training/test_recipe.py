@@ -5,10 +5,8 @@ import json
 import pytest
 import torch
 
-from resid.errors import OptionError
-from resid.ledger import claims
 from resid.training.recipe import NETWORKS, Recipe, RecipeError, build_network
-from resid.training.recipes import FOR_CLAIM, RECIPES, recipes_for
+from resid.training.recipes import RECIPES
 
 BASE = Recipe(dataset="digits", network="allconv", options={"blocks": 1, "widths": [4, 4, 8, 8]}, epochs=2)
 
@@ -33,18 +31,6 @@ def test_recipes_are_all_different():
     assert json.loads(cut.to_json())["micro_batch"] == 8
     assert cut.hash != BASE.hash
     assert cut.differences(BASE) == ["micro_batch: 8, None"]
-
-
-def test_every_experiment_has_its_recipes():
-    """But for those that only count, or time a few steps."""
-    wanted = {c.id for c in claims() if c.chapter.startswith("experiments/") and c.kind == "experiment"}
-    wanted -= {"hardt-ma/section-4.2-parameters"}
-    wanted -= {f"zaeemzadeh/section-{name}" for name in ("3-overhead", "4-overhead-depth", "4-overhead-svd")}
-    wanted -= {"beyond/allconv-speed", "beyond/procresnet-speed"}
-    assert set(FOR_CLAIM) == wanted
-    assert all(recipes_for(claim) for claim in wanted)
-    with pytest.raises(OptionError, match="claim = 'li/figure-3'"):
-        recipes_for("li/figure-3")
 
 
 def test_printed_numbers():

@@ -1,30 +1,24 @@
-"""The experiments of the three papers on CIFAR and ImageNet, and those beyond them: what each claim measures.
+"""What the experiments on CIFAR and ImageNet measure: numbers out of the metrics of trainings.
 
-A measure is a function of the metrics of the claim's recipes (`resid.training.recipes.FOR_CLAIM`, in that order), all
-with the same seed, to the number that the claim's `test` in claims.yaml describes. Errors are of the last epoch, never
-the best one, in percent; a run that diverged counts as guessing there, and has no value, NaN, in
-measures over epochs.
+A measure is a function of the metrics of a claim's recipes, in the claim's order and all with the same seed. A claim
+names it in its field `measure`; its `test` says the same in words. Errors are of the last epoch, never the best one, in
+percent. A run that diverged counts as guessing there, and has no value, NaN, in measures over epochs.
 """
 
 from __future__ import annotations
 
-import functools
+import inspect
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from resid.errors import OptionError
-from resid.ledger import Seeds
-from resid.training.engine import code_of_training
-from resid.training.recipe import Recipe
-from resid.training.recipes import FOR_CLAIM, RECIPES
-from resid.training.sweep import Metrics, Runs
+from resid.training.sweep import Metrics
 
-__all__ = ["DIGITS", "MEASURES", "evidence", "foreign_recipes", "recipes_of"]
+__all__ = ["MEASURES", "REMARKS", "Measure", "error"]
 
-Measure = Callable[[Sequence[Metrics]], float]
+#: Of the metrics of several runs and, where it has a parameter `depths`, of the depths of the networks.
+Measure = Callable[..., float]
 
 #: Names of the blocks that change the shape: the first, whose input are the images or the stem's channels, and others.
 FIRST, LATER = ("stem", "transitions.0"), ("transitions.1", "transitions.2")
@@ -136,13 +130,23 @@ def _second_minus_first(measure: Callable[[Metrics], float]) -> Measure:
     return number
 
 
+def takes_depths(measure: Measure) -> bool:
+    """Whether a measure is to be told the depths of the networks."""
+    return "depths" in inspect.signature(measure).parameters
+
+
 def _while_finite(measure: Measure, epochs: int | None = None) -> Measure:
     """A measure over the first epochs, or all, that has no value where a run diverged within them."""
+
+    by_depth = takes_depths(measure)
 
     def number(runs: Sequence[Metrics]) -> float:
         return math.nan if any("diverged" in line for run in runs for line in run[:epochs]) else measure(runs)
 
-    return number
+    def number_by_depth(runs: Sequence[Metrics], depths: Sequence[int]) -> float:
+        return math.nan if any("diverged" in line for run in runs for line in run[:epochs]) else measure(runs, depths)
+
+    return number_by_depth if by_depth else number
 
 
 def _last_over_best(run: Metrics) -> float:
@@ -164,10 +168,9 @@ def _drop(run: Metrics) -> float:
     return float(before.mean() - after.mean()) if len(before) and len(after) else math.nan
 
 
-def _norm_slope(
-    runs: Sequence[Metrics], depths: Sequence[int] = (20, 56, 110), epochs: Sequence[int] = NORM_EPOCHS
-) -> float:
-    """Largest slope, over some epochs, of log mean weight norm against log depth."""
+def _norm_slope(runs: Sequence[Metrics], depths: Sequence[int]) -> float:
+    """Largest slope, over some epochs, of log mean weight norm against log depth; of a short run all epochs count."""
+    epochs = NORM_EPOCHS if len(runs[0]) >= NORM_EPOCHS[-1] else range(1, len(runs[0]) + 1)
     norms = np.log([[run[epoch - 1]["weight_norm"] for run in runs] for epoch in epochs])
     return most([float(np.polyfit(np.log(depths), row, 1)[0]) for row in norms])
 
@@ -177,7 +180,7 @@ def _at_the_end(run: Metrics, what: str) -> np.ndarray:
     return np.array(list(next(line[what] for line in reversed(run) if what in line).values()))
 
 
-def _branch_slope(runs: Sequence[Metrics], depths: Sequence[int] = (20, 56, 110)) -> float:
+def _branch_slope(runs: Sequence[Metrics], depths: Sequence[int]) -> float:
     """Slope of log mean branch over input against log depth, at the end minus at the start."""
     slopes = []
     for ordered in ([run[::-1] for run in runs], runs):  # what stands last is taken
@@ -269,73 +272,60 @@ def _fluctuation_ratio(runs: Sequence[Metrics]) -> float:
     return fluctuation(deep) / fluctuation(shallow)
 
 
-def _measures() -> dict[str, Measure]:
-    second_minus_first, mean_gap = _second_minus_first(error), lambda run: float(gaps(run).mean())
-    last_epoch: dict[str, Measure] = {
-        "hardt-ma/section-4.1-initialization-helps": _first_minus_second(error),
-        "hardt-ma/section-4.1-fixed-projection": _first_minus_second(error),
-        "hardt-ma/section-4.1-batch-norm-overfits": _first_minus_second(last_gap),
-        "hardt-ma/section-4.2-top-5": _of_one(top5_error),
-        "hardt-ma/section-4.2-underfits": _of_one(plain_training_error),
-        "li/figure-9-length-1": second_minus_first,
-        "li/figure-9-length-2": _first_minus_second(error),
-        "li/figure-9-length-3": second_minus_first,
-        "li/figure-9-length-4": second_minus_first,
-        "li/figure-9-longer": _first_minus_second(error),
-        "zaeemzadeh/section-4-every-two-iterations": _first_minus_second(error),
-        "zaeemzadeh/figure-3-plain164-unstable": _of_one(_diverged_in),
-        "zaeemzadeh/figure-4-plain-train": _first_minus_second(training_error),
-        "zaeemzadeh/table-2-better-cifar10": _in_pairs(error),
-        "zaeemzadeh/table-2-better-cifar100": _in_pairs(error),
-        "zaeemzadeh/table-3-architecture-helps": _first_minus_second(error),
-        "zaeemzadeh/table-3-projection-helps": _first_minus_second(error),
-        "beyond/allconv-bfloat16": _first_minus_second(error),
-        "beyond/procresnet-released": _first_minus_second(error),
-        "beyond/shortcut-length-depth-74": _length_two_by_error,
-        "beyond/shortcut-length-depth-110": _length_two_by_error,
-        "beyond/shortcut-length-zero-start": _length_two_by_loss,
-    }
-    over_epochs: dict[str, Measure] = {
-        "hardt-ma/section-4.1-no-overfitting": _of_one(_last_over_best),
-        "hardt-ma/section-4.1-peak-steps": _of_one(_steps_to_peak),
-        "hardt-ma/figure-1-left": _of_one(_drop),
-        "hardt-ma/figure-1-right": _of_one(_drop),
-        "li/figure-2": _norm_slope,
-        "zaeemzadeh/figure-3-plain-diverges": _of_one(_growth),
-        "zaeemzadeh/figure-3-plain-depth": _first_minus_second(mean_deviation),
-        "zaeemzadeh/figure-3-residual-depth": _residual_depth,
-        "zaeemzadeh/figure-3-depth-20-alike": _first_minus_second(mean_deviation),
-        "zaeemzadeh/figure-3-depth-20-procresnet": _first_minus_second(mean_deviation),
-        "zaeemzadeh/figure-3-procresnet-stem": _of_one(_stem),
-        "zaeemzadeh/figure-3-procresnet-transitions": _first_minus_second(
-            lambda run: largest_deviation(run, None, lambda name: name in LATER)
-        ),
-        "zaeemzadeh/figure-3-around-one": _around_one,
-        "zaeemzadeh/figure-4-residual-train": _loss_falls,
-        "zaeemzadeh/figure-4-resnet-fluctuation": _first_minus_second(fluctuation),
-        "zaeemzadeh/figure-4-procresnet-smaller": _first_minus_second(fluctuation),
-        "zaeemzadeh/figure-4-procresnet-fluctuation": _fluctuation_ratio,
-        "zaeemzadeh/table-1-smaller-gap": _in_pairs(mean_gap),
-        "zaeemzadeh/table-1-smaller-fluctuation": _in_pairs(excess_gap),
-        "beyond/allconv-branches": _of_one(lambda run: float(_at_the_end(run, "branches").max())),
-        "beyond/allconv-preserves-norms": _of_one(lambda run: float(abs(np.log(_at_the_end(run, "ratios"))).mean())),
-        "beyond/shortcut-branches": _branch_slope,
-    }
-    for claim in FOR_CLAIM:
-        if "/table-1-" in claim and claim.endswith("-mean"):
-            over_epochs[claim] = _of_one(mean_gap)
-        elif "/table-1-" in claim and claim.endswith("-max"):
-            over_epochs[claim] = _of_one(lambda run: float(gaps(run).max()))
-    early = {
-        "zaeemzadeh/section-4.1-worst-block": _while_finite(_start_of_worst, 1),
-        "zaeemzadeh/figure-3-plain83-one-block": _while_finite(_of_one(_one_block), 5),
-        "zaeemzadeh/figure-3-plain83-large": _while_finite(_of_one(_large_block), 5),
-    }
-    found = last_epoch | {claim: _while_finite(measure) for claim, measure in over_epochs.items()} | early
-    return {claim: _of_one(error) for claim in FOR_CLAIM if claim not in found} | found  # headline numbers
+def _mean_gap(run: Metrics) -> float:
+    return float(gaps(run).mean())
 
 
-MEASURES: dict[str, Measure] = _measures()
+def _over_epochs(measures: dict[str, Measure]) -> dict[str, Measure]:
+    return {name: _while_finite(measure) for name, measure in measures.items()}
+
+
+#: Measures by the names that the claims use.
+MEASURES: dict[str, Measure] = {
+    # of the last epoch: a run that diverged guesses
+    "error": _of_one(error),
+    "top-5 error": _of_one(top5_error),
+    "plain training error": _of_one(plain_training_error),
+    "error, first minus second": _first_minus_second(error),
+    "error, second minus first": _second_minus_first(error),
+    "error, least difference of pairs": _in_pairs(error),
+    "error, least of the others minus first": _length_two_by_error,
+    "training error, first minus second": _first_minus_second(training_error),
+    "gap, first minus second": _first_minus_second(last_gap),
+    "loss at the best rate, least of the others minus first": _length_two_by_loss,
+    "epoch of divergence": _of_one(_diverged_in),
+    # of several epochs: a run that diverged has no value
+    **_over_epochs(
+        {
+            "error, last over best": _of_one(_last_over_best),
+            "steps to the peak": _of_one(_steps_to_peak),
+            "drop of the error": _of_one(_drop),
+            "slope of the weight norm": _norm_slope,
+            "slope of the branches": _branch_slope,
+            "largest branch": _of_one(lambda run: float(_at_the_end(run, "branches").max())),
+            "growth of the largest deviation": _of_one(_growth),
+            "mean deviation, first minus second": _first_minus_second(mean_deviation),
+            "mean deviation of identity blocks, shallow minus deep": _residual_depth,
+            "mean deviation at the end": _of_one(lambda run: float(abs(np.log(_at_the_end(run, "ratios"))).mean())),
+            "deviation of the stem over the others": _of_one(_stem),
+            "largest deviation of later transitions, first minus second": _first_minus_second(
+                lambda run: largest_deviation(run, None, lambda name: name in LATER)
+            ),
+            "distance of the median ratio from one": _around_one,
+            "least fall of the loss with depth": _loss_falls,
+            "fluctuation, first minus second": _first_minus_second(fluctuation),
+            "fluctuation, first over second": _fluctuation_ratio,
+            "mean gap": _of_one(_mean_gap),
+            "mean gap, least difference of pairs": _in_pairs(_mean_gap),
+            "largest gap": _of_one(lambda run: float(gaps(run).max())),
+            "excess gap, least difference of pairs": _in_pairs(excess_gap),
+        }
+    ),
+    # of the first epochs
+    "largest initial deviation, first minus second": _while_finite(_start_of_worst, 1),
+    "deviation of the first block over the others": _while_finite(_of_one(_one_block), 5),
+    "log ratio of the first block over the others": _while_finite(_of_one(_large_block), 5),
+}
 
 
 def _extreme_ratios(runs: Sequence[Metrics]) -> str:
@@ -346,122 +336,11 @@ def _extreme_ratios(runs: Sequence[Metrics]) -> str:
     for line in run:
         for name, ratio in line.get("ratios", {}).items():
             (first if name in FIRST else others).append(ratio)
-    told = (f"{what} from {min(r):.2g} to {max(r):.2g}" for what, r in (("first block", first), ("others", others)))
-    return f"out/in, {', '.join(told)}, training error at the end {training_error(run):.1f}%"
+    ranges = (f"{what} from {min(r):.2g} to {max(r):.2g}" for what, r in (("first block", first), ("others", others)))
+    return f"out/in, {', '.join(ranges)}, training error at the end {training_error(run):.1f}%"
 
 
-#: What the records of some claims say beside the number, of each seed.
+#: What a record says beside the number, of each seed, by the name of the measure.
 REMARKS: dict[str, Callable[[Sequence[Metrics]], str]] = {
-    "zaeemzadeh/figure-3-plain83-one-block": _extreme_ratios,
+    "deviation of the first block over the others": _extreme_ratios,
 }
-
-#: The ways to compute a recipe.
-_WAYS = tuple(
-    {"precision": precision, "channels_last": last, "compile": blocks, "graph": graph}
-    for precision in ("fp32", "tf32", "bf16")
-    for last in (False, True)
-    for blocks in ("no", "default", "reduce-overhead")
-    for graph in ((False,) if blocks == "reduce-overhead" else (False, True))
-)
-#: Small networks, on digits or on generated images, for the claims about which a run of seconds can say something, in
-#: the order of `FOR_CLAIM`.
-DIGITS: dict[str, tuple[str, ...]] = {
-    "hardt-ma/section-4.1-initialization-helps": ("digits-allconv-standard", "digits-allconv"),
-    "hardt-ma/section-4.1-fixed-projection": ("digits-allconv-trained-head", "digits-allconv"),
-    "hardt-ma/section-4.1-no-overfitting": ("digits-allconv",),
-    "hardt-ma/section-4.1-batch-norm-overfits": ("digits-allconv-batch-norm", "digits-allconv"),
-    "hardt-ma/table-2-imagenet": ("images-allconv",),
-    "hardt-ma/section-4.2-top-5": ("images-allconv",),
-    "hardt-ma/section-4.2-underfits": ("images-allconv",),
-    "li/figure-2": ("digits-shortcut-20-2", "digits-shortcut-38-2", "digits-shortcut-74-2"),
-    "zaeemzadeh/section-4-every-two-iterations": ("digits-proc22-every2", "digits-proc22-every1"),
-    "zaeemzadeh/figure-3-plain164-unstable": ("digits-plain164",),
-    "zaeemzadeh/figure-3-plain-diverges": ("digits-plain56",),
-    "zaeemzadeh/figure-3-plain-depth": ("digits-plain56", "digits-plain20"),
-    "zaeemzadeh/figure-3-residual-depth": ("digits-resnet20", "digits-resnet56", "digits-proc22", "digits-proc58"),
-    "zaeemzadeh/figure-3-plain83-one-block": ("digits-plain56",),
-    "zaeemzadeh/figure-3-plain83-large": ("digits-plain56",),
-    "zaeemzadeh/section-4.1-worst-block": ("digits-resnet20", "digits-resnet56"),
-    "zaeemzadeh/figure-3-depth-20-alike": ("digits-plain20", "digits-resnet20"),
-    "zaeemzadeh/figure-3-depth-20-procresnet": ("digits-resnet20", "digits-proc22"),
-    "zaeemzadeh/figure-3-procresnet-transitions": ("digits-resnet56", "digits-proc58"),
-    "zaeemzadeh/figure-3-around-one": (
-        "digits-plain20", "digits-plain56", "digits-resnet20", "digits-resnet56", "digits-proc22", "digits-proc58"),
-    "zaeemzadeh/figure-4-plain-train": ("digits-plain56", "digits-plain20"),
-    "zaeemzadeh/table-3-projection-helps": ("digits-proc22-unprojected", "digits-proc22"),
-    "beyond/allconv-bfloat16": ("digits-allconv-bf16", "digits-allconv"),
-    "beyond/allconv-modern-cifar10": ("digits-allconv-modern",),
-    "beyond/allconv-branches": ("digits-allconv",),
-    "beyond/allconv-preserves-norms": ("digits-allconv",),
-    "beyond/procresnet-released": ("digits-proc22-released", "digits-proc22"),
-    "beyond/shortcut-length-depth-74": tuple(f"digits-shortcut-74-{k}" for k in (2, 1, 3, 4)),
-    "beyond/shortcut-length-zero-start": tuple(f"digits-zero-38-{k}" for k in (2, 1, 3, 4)),
-    "beyond/shortcut-branches": ("digits-shortcut-20-2", "digits-shortcut-38-2", "digits-shortcut-74-2"),
-}  # fmt: skip
-
-
-def evidence(
-    claim_id: str,
-    runs: Runs,
-    seeds: Sequence[int],
-    small: bool = False,
-    recipes: Mapping[str, Recipe] = RECIPES,
-) -> Seeds:
-    """The claim's number for each seed, from runs of its recipes.
-
-    Args:
-        claim_id: of `MEASURES`. runs: see `resid.training.sweep.run_recipes`. seeds: to take.
-        small: of the small recipes (`DIGITS`) instead of those of the papers. recipes: by which the runs were made.
-
-    Raises:
-        OptionError: no measure, no small recipes, or a run that is not there.
-    """
-    known = DIGITS if small else FOR_CLAIM
-    if claim_id not in MEASURES or claim_id not in known:
-        raise OptionError(f"claim_id = {claim_id!r}: no {'digits' if small else 'CIFAR'} runs measure this claim")
-    names = known[claim_id]
-    if missing := [f"{name} seed {seed}" for seed in seeds for name in names if (name, seed) not in runs]:
-        raise OptionError(f"{claim_id}: there are no runs of {', '.join(missing)}")
-    measure: Measure = MEASURES[claim_id]
-    depths = [RECIPES[name].network_options.get("depth", 0) for name in names]
-    if small and claim_id == "li/figure-2":  # other depths, and every epoch of the few there are
-        epochs = range(1, (RECIPES[names[0]].epochs or 0) + 1)
-        measure = functools.partial(_norm_slope, depths=depths, epochs=epochs)
-    if small and claim_id == "beyond/shortcut-branches":
-        measure = functools.partial(_branch_slope, depths=depths)
-    values = [measure([runs[name, seed] for name in names]) for seed in seeds]
-    what = [", ".join(f"{name} ({recipes[name].hash})" for name in names)]
-    devices = {line["device"] for seed in seeds for name in names for line in runs[name, seed] if "device" in line}
-    what += [f"trained on {', '.join(sorted(devices))}"] if devices else []
-    codes = {
-        line.get("code", "unknown") for seed in seeds for name in names for line in runs[name, seed] if "lr" in line
-    }
-    if others := codes - {code_of_training()}:
-        what += [f"trained by other code than that of the record ({', '.join(sorted(others))})"]
-    if claim_id in REMARKS:
-        what += [f"seed {seed}: {REMARKS[claim_id]([runs[name, seed] for name in names])}" for seed in seeds]
-    return Seeds(values, seeds, "; ".join(what))
-
-
-def foreign_recipes(claim_id: str, measured: Seeds) -> str:
-    """What a record's evidence says of its recipes that is not so; "" if they are those of the claim, at their hashes.
-
-    How a recipe is computed (`resid.book.experiments.parts.COMPUTE`) may differ: the record's precision tells of it.
-
-    Args:
-        claim_id: of `MEASURES`. measured: made by `evidence`, of the recipes of the papers.
-    """
-    told = re.findall(r"([\w-]+) \(([0-9a-f]{16})\)", measured.what.partition(";")[0])
-    wanted = FOR_CLAIM[claim_id]
-    if tuple(name for name, _ in told) != wanted:
-        return f"measured on {', '.join(name for name, _ in told) or 'no recipe'}, not on {', '.join(wanted)}"
-    for name, stored in told:
-        if stored not in {RECIPES[name].replace(**ways).hash for ways in _WAYS}:
-            return f"{name} has the hash {RECIPES[name].hash}, not {stored}"
-    return ""
-
-
-def recipes_of(claims: Sequence[str], small: bool = False) -> tuple[str, ...]:
-    """Names of all recipes that some claims compare, each once."""
-    known = DIGITS if small else FOR_CLAIM
-    return tuple(dict.fromkeys(name for claim in claims for name in known.get(claim, ())))

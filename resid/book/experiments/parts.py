@@ -1,25 +1,35 @@
-"""The parts of the chapters on CIFAR and ImageNet: what is trained and recorded together, and what the records say."""
+"""Parts of the chapters on CIFAR and ImageNet: what is trained and recorded together.
+
+A claim says in the ledger to which part it belongs, which recipes it compares and what it measures; a `Part` is all
+claims of one name in a chapter. A notebook calls `run_parts` once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from resid import book
 from resid._arguments import check_option
 from resid.book.experiments.counts import counted
 from resid.book.experiments.imagenet_layouts import parameter_evidence
-from resid.book.experiments.measures import REMARKS, evidence, recipes_of
+from resid.book.experiments.measures import MEASURES, REMARKS, takes_depths
 from resid.book.experiments.overhead import SOURCES, measure_overhead, overheads
-from resid.book.experiments.speed import FAST, measure_speed, speed_evidence
 from resid.book.journal import Journal
 from resid.errors import OptionError
 from resid.ledger import (
+    Claim,
     Record,
     Seeds,
     Verdict,
+    claims,
     get_claim,
     read_records,
     results_folder,
@@ -28,277 +38,326 @@ from resid.ledger import (
 )
 from resid.ledger.evidence import Evidence
 from resid.ledger.tables import accepted
+from resid.training.engine import code_of_training
 from resid.training.recipe import Recipe
-from resid.training.recipes import FOR_CLAIM, RECIPES
-from resid.training.sweep import finished_runs, run_recipes
+from resid.training.recipes import RECIPES
+from resid.training.sweep import Runs, finished_runs, run_recipes, runs_folder
 
 __all__ = [
     "COMPUTE",
-    "COUNTS",
-    "OF_A_PRECISION",
-    "PARTS",
-    "check_part",
-    "finished_parts",
+    "Part",
+    "chapters",
+    "evidence",
+    "foreign_recipes",
+    "get_part",
     "paper_and_ours",
-    "part_evidence",
-    "part_recipes",
-    "part_seeds",
+    "parts_of",
+    "parts_table",
+    "recipes_for",
     "remarks_on_record",
+    "run_parts",
     "seeds_of",
-    "start_part",
 ]
 
-#: The parts of each chapter: a part is trained and recorded by itself, in a record of its own.
-PARTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "experiments/allconv_cifar": {
-        "counts": (
-            "hardt-ma/table-1-convolutions", "hardt-ma/table-1-parameters", "hardt-ma/section-4.1-parameters",
-            "hardt-ma/section-4.1-only-convolutions"),
-        "figure-1-left": (
-            "hardt-ma/figure-1-left", "hardt-ma/section-4.1-no-overfitting", "hardt-ma/section-4.1-peak-steps"),
-        "figure-1-right": ("hardt-ma/figure-1-right",),
-        "table-2-cifar10": (
-            "hardt-ma/table-2-cifar10", "hardt-ma/intro-competitive-with-resnet",
-            "hardt-ma/table-2-beats-all-cnn-cifar10"),
-        "table-2-cifar100": (
-            "hardt-ma/table-2-cifar100", "hardt-ma/table-2-beats-resnet-cifar100",
-            "hardt-ma/table-2-beats-all-cnn-cifar100"),
-        "initialization": ("hardt-ma/section-4.1-initialization-helps",),
-        "fixed-projection": ("hardt-ma/section-4.1-fixed-projection",),
-        "batch-norm": ("hardt-ma/section-4.1-batch-norm-overfits",),
-        "bfloat16": ("beyond/allconv-bfloat16",),
-        "layers": ("beyond/allconv-branches", "beyond/allconv-preserves-norms"),
-        "modern-cifar10": ("beyond/allconv-modern-cifar10",),
-        "modern-cifar100": ("beyond/allconv-modern-cifar100",),
-        "speed": ("beyond/allconv-speed",),
-    },
-    "experiments/allconv_imagenet": {
-        "parameters": ("hardt-ma/section-4.2-parameters",),
-        "table-2": (
-            "hardt-ma/table-2-imagenet", "hardt-ma/section-4.2-top-5", "hardt-ma/section-4.2-worse-than-resnet34",
-            "hardt-ma/section-4.2-underfits", "hardt-ma/section-4.2-beats-alexnet",
-            "hardt-ma/table-2-beats-all-cnn-imagenet"),
-    },
-    "experiments/shortcut_depth_cifar": {
-        "counts": ("li/section-5.3.2-parameters",),
-        "figure-2": ("li/figure-2",),
-        "figure-9": (
-            "li/figure-9-length-1", "li/figure-9-length-2", "li/figure-9-length-3", "li/figure-9-length-4",
-            "li/figure-9-longer"),
-        "lengths": ("beyond/shortcut-length-depth-74", "beyond/shortcut-length-depth-110"),
-        "zero-start": ("beyond/shortcut-length-zero-start",),
-        "branches": ("beyond/shortcut-branches",),
-    },
-    "experiments/procresnet_cifar": {
-        "counts": (
-            "zaeemzadeh/section-4-depth-resnet", "zaeemzadeh/section-4-depth-procresnet",
-            "zaeemzadeh/table-2-parameters-resnet164", "zaeemzadeh/table-2-parameters-resnet1001",
-            "zaeemzadeh/table-2-parameters-erased164", "zaeemzadeh/table-2-parameters-procresnet166",
-            "zaeemzadeh/table-2-parameters-procresnet1003", "zaeemzadeh/section-4.3-under-one-percent",
-            "zaeemzadeh/section-4.3-blocks", "zaeemzadeh/section-4.3-parameters-procresnet274",
-            "zaeemzadeh/section-4.3-four-times"),
-        "figure-3": (
-            "zaeemzadeh/figure-3-plain164-unstable", "zaeemzadeh/figure-3-plain-diverges",
-            "zaeemzadeh/figure-3-plain-depth", "zaeemzadeh/figure-3-residual-depth",
-            "zaeemzadeh/figure-3-depth-20-alike", "zaeemzadeh/figure-3-depth-20-procresnet",
-            "zaeemzadeh/figure-3-procresnet-stem", "zaeemzadeh/figure-3-procresnet-transitions",
-            "zaeemzadeh/figure-3-around-one"),
-        "figure-3-first": ("zaeemzadeh/figure-3-plain83-one-block", "zaeemzadeh/figure-3-plain83-large"),
-        "figure-3-start": ("zaeemzadeh/section-4.1-worst-block",),
-        "figure-4": (
-            "zaeemzadeh/figure-4-plain-train", "zaeemzadeh/figure-4-residual-train",
-            "zaeemzadeh/figure-4-resnet-fluctuation", "zaeemzadeh/figure-4-procresnet-smaller",
-            "zaeemzadeh/figure-4-procresnet-fluctuation"),
-        "figure-5": ("zaeemzadeh/figure-5-procresnet274",),
-        "table-1-row-1": (
-            "zaeemzadeh/table-1-plain20-mean", "zaeemzadeh/table-1-plain20-max",
-            "zaeemzadeh/table-1-resnet20-mean", "zaeemzadeh/table-1-resnet20-max",
-            "zaeemzadeh/table-1-procresnet20-mean", "zaeemzadeh/table-1-procresnet20-max"),
-        "table-1-row-2": (
-            "zaeemzadeh/table-1-plain83-mean", "zaeemzadeh/table-1-plain83-max",
-            "zaeemzadeh/table-1-resnet83-mean", "zaeemzadeh/table-1-resnet83-max",
-            "zaeemzadeh/table-1-procresnet83-mean", "zaeemzadeh/table-1-procresnet83-max"),
-        "table-1-row-3": (
-            "zaeemzadeh/table-1-resnet164-mean", "zaeemzadeh/table-1-resnet164-max",
-            "zaeemzadeh/table-1-procresnet164-mean", "zaeemzadeh/table-1-procresnet164-max"),
-        "table-1": ("zaeemzadeh/table-1-smaller-gap", "zaeemzadeh/table-1-smaller-fluctuation"),
-        "table-2-row-1": ("zaeemzadeh/table-2-resnet164-cifar10", "zaeemzadeh/table-2-resnet164-cifar100"),
-        "table-2-row-2": ("zaeemzadeh/table-2-resnet1001-cifar10", "zaeemzadeh/table-2-resnet1001-cifar100"),
-        "table-2-row-3": ("zaeemzadeh/table-2-erased164-cifar10", "zaeemzadeh/table-2-erased164-cifar100"),
-        "table-2-row-4": ("zaeemzadeh/table-2-erased1001-cifar10", "zaeemzadeh/table-2-erased1001-cifar100"),
-        "table-2-row-5": ("zaeemzadeh/table-2-procresnet166-cifar10", "zaeemzadeh/table-2-procresnet166-cifar100"),
-        "table-2-row-6": ("zaeemzadeh/table-2-procresnet1003-cifar10", "zaeemzadeh/table-2-procresnet1003-cifar100"),
-        "table-2-row-7": (
-            "zaeemzadeh/table-2-erased-procresnet166-cifar10", "zaeemzadeh/table-2-erased-procresnet166-cifar100"),
-        "table-2-row-8": (
-            "zaeemzadeh/table-2-erased-procresnet1003-cifar10", "zaeemzadeh/table-2-erased-procresnet1003-cifar100"),
-        "table-2": ("zaeemzadeh/table-2-better-cifar10", "zaeemzadeh/table-2-better-cifar100"),
-        "table-3-row-2": ("zaeemzadeh/table-3-modified",),
-        "table-3": ("zaeemzadeh/table-3-architecture-helps", "zaeemzadeh/table-3-projection-helps"),
-        "every-two": ("zaeemzadeh/section-4-every-two-iterations",),
-        "overhead": (
-            "zaeemzadeh/section-3-overhead", "zaeemzadeh/section-4-overhead-depth",
-            "zaeemzadeh/section-4-overhead-svd"),
-        "released": ("beyond/procresnet-released",),
-        "speed": ("beyond/procresnet-speed",),
-    },
-}  # fmt: skip
-_PRECISIONS = {"fp32": "float32", "tf32": "float32 with TF32", "bf16": "bfloat16"}
-#: Fields of a recipe that say how it is computed, and nothing about what.
-COMPUTE = ("precision", "channels_last", "compile", "graph")
-#: Parts whose claims say in which precision they are trained.
-OF_A_PRECISION = ("bfloat16", "modern-cifar10", "modern-cifar100")
-#: What the part "speed" of a chapter times.
-_TIMED = {
-    "experiments/allconv_cifar": "hardt-ma-cifar10",
-    "experiments/procresnet_cifar": "zaeemzadeh-proc166-cifar100-unprojected",
+#: Fields of a recipe that say how it is computed, and nothing about what, with their values.
+COMPUTE: dict[str, tuple[Any, ...]] = {
+    "precision": ("fp32", "tf32", "bf16"),
+    "channels_last": (False, True),
+    "compile": ("no", "default", "reduce-overhead"),
 }
-#: Parts that train nothing: they count, or they measure time.
-COUNTS = ("counts", "parameters", "overhead", "speed")
+_PRECISIONS = {"fp32": "float32", "tf32": "float32 with TF32", "bf16": "bfloat16"}
 
 
-def part_recipes(chapter: str, part: str, compute: str = "") -> dict[str, Recipe]:
-    """The recipes that a part trains, by name, in the order of its claims.
-
-    Args:
-        chapter, part: of `PARTS`. compute: fields of `COMPUTE` for all of them, "precision=bf16 graph=true"; runs and
-            records are others than those of the recipes as they are.
-
-    Raises:
-        OptionError: another field, or a part that trains nothing or is about a precision.
-        resid.training.recipe.RecipeError: no such value.
+def seeds_of(claim: Claim, count: int = 0, first: int = 0) -> tuple[int, ...]:
+    """Return `count` seeds from the first on; as many as the claim fixes if the count is 0.
 
     Example:
-        >>> [recipe.graph for recipe in part_recipes("experiments/allconv_cifar", "batch-norm", "graph=true").values()]
-        [True, True]
+        >>> seeds_of(get_claim("li/figure-9-longer"), 2, first=7)
+        (7, 8)
     """
-    settings = compute.split()
-    for setting in settings:
-        field = setting.partition("=")[0]
-        check_option("compute", field, COMPUTE)
-        if part in COUNTS:
-            raise OptionError(f"compute = {compute!r}: the part {part!r} trains nothing")
-        if field == "precision" and part in OF_A_PRECISION:
-            raise OptionError(f"compute = {compute!r}: the part {part!r} is about a precision of its own")
-    return {name: RECIPES[name].with_settings(settings) for name in recipes_of(PARTS[chapter][part])}
+    return tuple(range(first, first + (count or claim.seeds)))
 
 
-def finished_parts(
-    chapter: str, count: int, first: int = 0, folder: str | Path | None = None, compute: str = ""
-) -> tuple[str, ...]:
-    """The parts of a chapter all of whose runs are finished, with `count` seeds, or as many as the claims fix if 0."""
-    found = []
-    for part, claims in PARTS[chapter].items():
-        if part in COUNTS or ("precision" in compute and part in OF_A_PRECISION):
-            continue
-        wanted = {(name, seed) for c in claims for name in FOR_CLAIM[c] for seed in seeds_of(c, count, first)}
-        seeds = sorted({seed for _, seed in wanted})
-        if wanted <= set(finished_runs(part_recipes(chapter, part, compute), seeds, folder)):
-            found.append(part)
-    return tuple(found)
-
-
-def seeds_of(claim_id: str, count: int = 0, first: int = 0) -> tuple[int, ...]:
-    """`count` seeds from the first on, as many as claims.yaml fixes if 0."""
-    return tuple(range(first, first + (count or get_claim(claim_id).seeds)))
-
-
-def paper_and_ours(chapter: str, found: Mapping[str, Verdict] | None = None) -> list[tuple[str, str, str, str, str]]:
-    """Rows (where, claim, accepted, verdict, ours) of a chapter's experiments that recorded full runs say something of.
+@dataclass(frozen=True)
+class Part:
+    """Claims of a chapter that are trained and recorded together.
 
     Args:
-        chapter: "experiments/procresnet_cifar", say. found: verdicts; default those of the recorded full runs.
+        chapter: "experiments/procresnet_cifar", say.
+        name: "figure-3", say.
+        claims: in the order of the ledger.
+    """
+
+    chapter: str
+    name: str
+    claims: tuple[Claim, ...]
+
+    @property
+    def trains(self) -> bool:
+        """Whether the part trains networks; others count parameters, or measure time."""
+        return any(claim.recipes for claim in self.claims)
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether its claims are about the time of a step on a GPU."""
+        return self.name == "overhead"
+
+    @property
+    def recipe_names(self) -> tuple[str, ...]:
+        """Names of the recipes that its claims compare, each once."""
+        return tuple(dict.fromkeys(name for claim in self.claims for name in claim.recipes))
+
+    @property
+    def of_a_precision(self) -> bool:
+        """Whether its claims say in which precision they are trained."""
+        return any(RECIPES[name].precision != "fp32" for name in self.recipe_names)
+
+    def recipes(self, compute: str = "") -> dict[str, Recipe]:
+        """Return the recipes that the part trains, by name, in the order of its claims.
+
+        Args:
+            compute: fields of `COMPUTE` for all of them, "precision=bf16 channels_last=true"; runs and records are
+                others than those of the recipes as they are.
+
+        Raises:
+            OptionError: another field, or a part that trains nothing or is about a precision.
+            resid.training.recipe.RecipeError: no such value.
+        """
+        settings = compute.split()
+        for field in (setting.partition("=")[0] for setting in settings):
+            check_option("compute", field, COMPUTE)
+            if not self.trains:
+                raise OptionError(f"compute = {compute!r}: the part {self.name!r} trains nothing")
+            if field == "precision" and self.of_a_precision:
+                raise OptionError(f"compute = {compute!r}: the part {self.name!r} is about a precision of its own")
+        return {name: RECIPES[name].with_settings(settings) for name in self.recipe_names}
+
+    def seeds(self, count: int = 0, first: int = 0) -> tuple[int, ...]:
+        """Return all seeds that some claim of the part takes, see `seeds_of`."""
+        return tuple(sorted({seed for claim in self.claims for seed in seeds_of(claim, count, first)}))
+
+    def finished(self, count: int = 0, first: int = 0, folder: str | Path | None = None, compute: str = "") -> bool:
+        """Tell whether all trainings of the part are finished in a folder of runs."""
+        if not self.trains or ("precision" in compute and self.of_a_precision):
+            return False
+        wanted = {(name, seed) for c in self.claims for name in c.recipes for seed in seeds_of(c, count, first)}
+        return wanted <= set(finished_runs(self.recipes(compute), sorted({seed for _, seed in wanted}), folder))
+
+    def start(self, mode: str, count: int = 0, first: int = 0, compute: str = "") -> tuple[int, ...]:
+        """Open the run that the part records into, see `resid.ledger.start_run`; return its seeds.
+
+        The device is the one that records; what was trained on another says so in its evidence. With a count of seeds,
+        or another first one, the record is one of some seeds, and those of other seeds count together with it.
+        """
+        seeds, counts = self.seeds(count, first), not self.trains and not self.needs_gpu
+        device = "cuda" if torch.cuda.is_available() and not counts else "cpu"
+        trained = sorted({_PRECISIONS[recipe.precision] for recipe in self.recipes(compute).values()})
+        precision = ", ".join(trained) or ("float64" if counts else "float32")
+        some = bool(count or first) and not counts
+        start_run(mode, seeds, recipe=self.name, precision=precision, device=device, some_seeds=some)
+        return seeds
+
+    def evidence(
+        self, count: int = 0, first: int = 0, compute: str = "", **options: Any
+    ) -> Iterator[tuple[str, Evidence]]:
+        """Train the recipes of the part, or go on with them, and give the evidence for each of its claims.
+
+        Args:
+            count: of seeds, see `seeds_of`.
+            first: seed.
+            compute: see `recipes`.
+            options: of `resid.training.sweep.run_recipes`.
+
+        Raises:
+            OptionError: no GPU for a part that measures time.
+            UnfinishedError: the time was up, and the same call goes on.
+        """
+        if self.name == "counts":
+            for claim in self.claims:
+                yield from ((claim.id, counts) for counts in counted(claim.id))
+        elif self.name == "parameters":
+            for claim in self.claims:
+                yield claim.id, parameter_evidence(seeds_of(claim, count, first))
+        elif self.needs_gpu:
+            if not torch.cuda.is_available():
+                raise OptionError(f"PART = {self.name!r}: its claims are about times on a GPU, and there is none")
+            journal = Journal("cifar-overhead", SOURCES)
+            times = measure_overhead(self.seeds(count, first), journal=journal, max_seconds=options.get("max_seconds"))
+            yield from overheads(times).items()
+        else:
+            recipes = self.recipes(compute)
+            runs = run_recipes(recipes, self.seeds(count, first), **options)
+            for claim in self.claims:
+                yield claim.id, evidence(claim.id, runs, seeds_of(claim, count, first), recipes=recipes)
+
+
+@functools.cache
+def parts_of(chapter: str) -> dict[str, Part]:
+    """Return the parts of a chapter by name, in the order in which the ledger names them first.
+
+    Example:
+        >>> list(parts_of("experiments/shortcut_depth_cifar"))[:3]
+        ['figure-2', 'counts', 'figure-9']
+    """
+    named: dict[str, list[Claim]] = {}
+    for claim in claims():
+        if claim.chapter == chapter and claim.part:
+            named.setdefault(claim.part, []).append(claim)
+    return {name: Part(chapter, name, tuple(several)) for name, several in named.items()}
+
+
+def chapters() -> tuple[str, ...]:
+    """Return the chapters that have parts."""
+    return tuple(dict.fromkeys(claim.chapter for claim in claims() if claim.part))
+
+
+def get_part(chapter: str, name: str) -> Part:
+    """Return a part of a chapter.
+
+    Raises:
+        OptionError: the chapter has no part of this name; the text lists those that it has.
+    """
+    parts = parts_of(chapter)
+    if name not in parts:
+        raise OptionError(f"PART = {name!r}: {chapter} has {', '.join(parts)}")
+    return parts[name]
+
+
+def run_parts(
+    chapter: str, part: str = "", *, count: int = 0, first: int = 0, compute: str = "", **options: Any
+) -> Runs:
+    """Train and record a part of a chapter in full; without a name, record all parts whose trainings are finished.
+
+    Args:
+        chapter: of `chapters`.
+        part: its name, or "".
+        count: of seeds, see `seeds_of`.
+        first: seed.
+        compute: see `Part.recipes`.
+        options: of `resid.training.sweep.run_recipes`.
+
+    Returns:
+        The metrics of all trainings, (recipe, seed) -> a dictionary for each epoch.
+    """
+    if part:
+        todo = [get_part(chapter, part)]
+    else:
+        todo = [p for p in parts_of(chapter).values() if p.finished(count, first, compute=compute)]
+    runs: Runs = {}
+    for one in todo:
+        seeds = one.start("full", count, first, compute)
+        for claim, measured in one.evidence(count, first, compute, **options):
+            book.record(claim, measured)
+        book.finish()
+        if one.trains:
+            runs |= finished_runs(one.recipes(compute), seeds)
+    if not todo:
+        print("no part has all of its runs finished in", runs_folder())
+    return runs
+
+
+def parts_table(chapter: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Return the header and the rows of a table of a chapter's parts, for `resid.book.table`."""
+    rows = [(p.name, len(p.recipe_names) or "", len(p.seeds()), len(p.claims)) for p in parts_of(chapter).values()]
+    return ("part", "networks", "seeds", "claims"), rows
+
+
+def recipes_for(claim_id: str) -> tuple[Recipe, ...]:
+    """Return the recipes that an experiment compares, in the order in which its test names them.
+
+    Raises:
+        OptionError: the claim needs no training.
+
+    Example:
+        >>> [recipe.network_options["depth"] for recipe in recipes_for("li/figure-2")]
+        [20, 56, 110]
+    """
+    names = get_claim(claim_id).recipes
+    if not names:
+        raise OptionError(f"claim_id = {claim_id!r}: no recipe trains for it")
+    return tuple(RECIPES[name] for name in names)
+
+
+def evidence(
+    claim_id: str, runs: Runs, seeds: Sequence[int], small: bool = False, recipes: Mapping[str, Recipe] = RECIPES
+) -> Seeds:
+    """Return the claim's number for each seed, from runs of its recipes.
+
+    Args:
+        claim_id: of an experiment with recipes.
+        runs: see `resid.training.sweep.run_recipes`.
+        seeds: to take.
+        small: of the small recipes instead of those of the papers.
+        recipes: by which the runs were made.
+
+    Raises:
+        OptionError: the claim has no recipes, or a run is not there.
+    """
+    claim = get_claim(claim_id)
+    names = claim.small if small else claim.recipes
+    if not names:
+        raise OptionError(f"claim_id = {claim_id!r}: the claim names no {'small ' if small else ''}recipes")
+    if missing := [f"{name} seed {seed}" for seed in seeds for name in names if (name, seed) not in runs]:
+        raise OptionError(f"{claim_id}: there are no runs of {', '.join(missing)}")
+    measure = MEASURES[claim.measure]
+    if takes_depths(measure):
+        measure = functools.partial(measure, depths=[RECIPES[name].network_options["depth"] for name in names])
+    values = [measure([runs[name, seed] for name in names]) for seed in seeds]
+    words = [", ".join(f"{name} ({recipes[name].hash})" for name in names)]
+    lines = [line for seed in seeds for name in names for line in runs[name, seed]]
+    if devices := {line["device"] for line in lines if "device" in line}:
+        words.append(f"trained on {', '.join(sorted(devices))}")
+    if others := {line.get("code", "unknown") for line in lines if "lr" in line} - {code_of_training()}:
+        words.append(f"trained by other code than that of the record ({', '.join(sorted(others))})")
+    if claim.measure in REMARKS:
+        words += [f"seed {seed}: {REMARKS[claim.measure]([runs[name, seed] for name in names])}" for seed in seeds]
+    return Seeds(values, seeds, "; ".join(words))
+
+
+def foreign_recipes(claim_id: str, measured: Seeds) -> str:
+    """Say what a record's evidence tells of its recipes that is not so; "" if they are the claim's, at their hashes.
+
+    How a recipe is computed (`COMPUTE`) may differ: the record's precision tells of it.
+
+    Args:
+        claim_id: of an experiment with recipes.
+        measured: made by `evidence`, of the recipes of the papers.
+    """
+    told = re.findall(r"([\w.-]+) \(([0-9a-f]{16})\)", measured.what.partition(";")[0])
+    wanted = get_claim(claim_id).recipes
+    if tuple(name for name, _ in told) != wanted:
+        return f"measured on {', '.join(name for name, _ in told) or 'no recipe'}, not on {', '.join(wanted)}"
+    for name, stored in told:
+        ways = (dict(zip(COMPUTE, values, strict=True)) for values in itertools.product(*COMPUTE.values()))
+        if stored not in {RECIPES[name].replace(**way).hash for way in ways}:
+            return f"{name} has the hash {RECIPES[name].hash}, not {stored}"
+    return ""
+
+
+def paper_and_ours(chapter: str, known: Mapping[str, Verdict] | None = None) -> list[tuple[str, str, str, str, str]]:
+    """Return rows (where, claim, accepted, verdict, ours) of a chapter's experiments that full runs say something of.
+
+    Args:
+        chapter: "experiments/procresnet_cifar", say.
+        known: verdicts; default those of the recorded full runs.
     """
     rows = []
-    for verdict in (verdicts() if found is None else found).values():
+    for verdict in (verdicts() if known is None else known).values():
         claim = verdict.claim
         if claim.chapter == chapter and claim.kind == "experiment" and verdict.verdict != "not run":
             printed = "" if claim.printed is None else f" Printed: {claim.printed:g} {claim.unit}."
-            told = accepted(claim).removeprefix("Accepted: ")
-            rows.append((claim.where, claim.statement + printed, told, verdict.verdict, verdict.detail))
+            limits = accepted(claim).removeprefix("Accepted: ")
+            rows.append((claim.where, claim.statement + printed, limits, verdict.verdict, verdict.detail))
     return rows
 
 
 def remarks_on_record(chapter: str, records: Iterable[Record] | None = None) -> list[tuple[str, str]]:
-    """Rows (where, what the full records say of it beside the number) of a chapter: `measures.REMARKS`."""
+    """Return rows (where, what the full records of a chapter say beside the number): `measures.REMARKS`."""
     rows = []
     for record in read_records(results_folder()) if records is None else records:
-        for entry in record.entries:
-            if record.info["chapter"] == chapter and entry.claim in REMARKS and isinstance(entry.evidence, Seeds):
-                said = [remark for remark in entry.evidence.what.split("; ") if remark.startswith("seed ")]
-                rows += [(get_claim(entry.claim).where, remark) for remark in said]
+        for entry in record.entries if record.info["chapter"] == chapter else ():
+            claim = get_claim(entry.claim)
+            if claim.measure in REMARKS and isinstance(entry.evidence, Seeds):
+                remarks = [remark for remark in entry.evidence.what.split("; ") if remark.startswith("seed ")]
+                rows += [(claim.where, remark) for remark in remarks]
     return rows
-
-
-def part_seeds(chapter: str, part: str, count: int = 0, first: int = 0) -> tuple[int, ...]:
-    """All seeds that some claim of a part takes, see `seeds_of`."""
-    return tuple(sorted({seed for claim in PARTS[chapter][part] for seed in seeds_of(claim, count, first)}))
-
-
-def check_part(chapter: str, part: str) -> None:
-    """Refuse a part that a chapter has not.
-
-    Raises:
-        OptionError: see there.
-    """
-    if part not in PARTS[chapter]:
-        raise OptionError(f"PART = {part!r}: {chapter} has {', '.join(PARTS[chapter])}")
-
-
-def start_part(
-    chapter: str, part: str, mode: str, count: int = 0, first: int = 0, compute: str = ""
-) -> tuple[int, ...]:
-    """Open the run that a part records into, and return its seeds: see `resid.ledger.start_run` and `part_seeds`.
-
-    The device is the one that records; what was trained on another says so in its evidence. With a count of seeds, or
-    another first one, the record is one of some seeds, and those of other seeds count together with it.
-    """
-    seeds, counts = part_seeds(chapter, part, count, first), part in ("counts", "parameters")
-    device = "cuda" if torch.cuda.is_available() and not counts else "cpu"
-    some = bool(count or first) and not counts
-    trained = {recipe.precision for recipe in part_recipes(chapter, part, compute).values()}
-    if part == "speed":
-        trained = {"tf32", str(FAST["precision"])}
-    precision = ", ".join(sorted(_PRECISIONS[name] for name in trained)) or ("float64" if counts else "float32")
-    start_run(mode, seeds, recipe=part, precision=precision, device=device, some_seeds=some)
-    return seeds
-
-
-def part_evidence(
-    chapter: str, part: str, count: int = 0, first: int = 0, compute: str = "", **options: Any
-) -> Iterator[tuple[str, Evidence]]:
-    """Train the recipes of a part, or go on with them, and give the evidence for each of its claims.
-
-    Args:
-        chapter, part: of `PARTS`. count, first: see `seeds_of`. compute: see `part_recipes`. options: of
-            `resid.training.sweep.run_recipes`.
-
-    Raises:
-        OptionError: no such part, or no GPU for those that measure time. UnfinishedError: the time was up, and the
-            same call goes on.
-    """
-    check_part(chapter, part)
-    claims = PARTS[chapter][part]
-    if part == "counts":
-        for claim in claims:
-            yield from ((claim, found) for found in counted(claim))
-    elif part == "parameters":
-        for claim in claims:
-            yield claim, parameter_evidence(seeds_of(claim, count, first))
-    elif part in ("overhead", "speed") and not torch.cuda.is_available():
-        raise OptionError(f"PART = {part!r}: its claims are about the time of a step on a GPU, and there is none")
-    elif part == "speed":
-        name = _TIMED[chapter]
-        for claim in claims:
-            seeds = seeds_of(claim, count, first)
-            yield claim, speed_evidence(name, RECIPES[name], measure_speed(RECIPES[name], seeds))
-    elif part == "overhead":
-        kept = Journal("cifar-overhead", SOURCES)
-        seeds = part_seeds(chapter, part, count, first)
-        times = measure_overhead(seeds, journal=kept, max_seconds=options.get("max_seconds"))
-        yield from overheads(times).items()
-    else:
-        recipes = part_recipes(chapter, part, compute)
-        runs = run_recipes(recipes, part_seeds(chapter, part, count, first), **options)
-        for claim in claims:
-            yield claim, evidence(claim, runs, seeds_of(claim, count, first), recipes=recipes)
