@@ -8,12 +8,15 @@ MINUTES ?=
 AT_ONCE ?=
 COMPUTE ?=
 PARTS ?=
+CHAPTER ?=
+NAME ?=
+TESTS ?= -m "not slow"
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check teeth serve bench evidence experiments readme repository clean distclean
+.PHONY: help book test check check-all quick chapter mutations serve bench evidence experiments readme repository clean distclean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter, TORCH=cpu or TORCH=cuda the build of PyTorch."
 
@@ -25,12 +28,21 @@ book: $(READY)  ## execute what has changed and build the website in _build/html
 	@$(RUN) tools.site
 
 test: $(READY)  ## the tests of the library, the ledger, the notebooks' form and the project's files
-	@$(RUN) pytest -q -n logical --maxprocesses 8 --dist worksteal
+	@$(RUN) pytest -q -n logical --maxprocesses 8 --dist worksteal $(TESTS)
 
-check: $(READY)  ## everything CI checks: lint, types, tests, notebooks, site, links, browser, twin, teeth
+check: $(READY)  ## what CI checks of a commit: lint, types, tests, notebooks, site, links, browser, some mutations
 	@$(RUN) tools.check
 
-teeth: $(READY)  ## break the code on purpose and see tests and chapters fail
+check-all: $(READY)  ## everything, as once a week: also slow tests, all mutations, the site by a second builder
+	@$(RUN) tools.check --all
+
+quick: $(READY)  ## two minutes on the way: lint, types, the tests and chapters nearest to what changed
+	@$(RUN) tools.quick
+
+chapter: $(READY)  ## make chapter NAME=linear/foo: lay out notebook, check, test, claim and reference of a new chapter
+	@$(RUN) tools.chapter $(NAME)
+
+mutations: $(READY)  ## break the code on purpose and see tests and chapters fail
 	@$(RUN) tests.mutations
 
 serve: $(READY)  ## build the website and show it on http://127.0.0.1:8000 until interrupted
@@ -41,8 +53,8 @@ bench: $(READY)  ## time the library beside its peers and write benchmarks/resul
 	@$(RUN) pip install -qq --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@$(RUN) benchmarks
 
-evidence: $(READY)  ## run the chapters in full and write their records to results/
-	@$(RUN) tools.evidence
+evidence: $(READY)  ## run the chapters, or CHAPTER=linear/factor, in full and write their records to results/
+	@$(RUN) tools.evidence $(CHAPTER)
 
 experiments: $(READY)  ## the full trainings that are not on record, on a GPU, as far as MINUTES=60 allow
 	@$(RUN) tools.experiments $(if $(MINUTES),--minutes $(MINUTES)) $(if $(AT_ONCE),--at-once $(AT_ONCE)) \

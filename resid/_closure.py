@@ -20,7 +20,7 @@ def imported_files(source: str, root: Path) -> set[Path]:
         source: Python code. root: the folder that holds `resid`.
     """
     found: set[Path] = set()
-    todo = set(_imported(source))
+    todo = set(imported_names(source))
     while todo:
         for path in _files(todo.pop(), root):
             if path not in found:
@@ -74,7 +74,7 @@ def _plain(node: object) -> str:
     return f"[{', '.join(map(_plain, node))}]" if isinstance(node, list) else repr(node)
 
 
-def _imported(source: str) -> Iterator[str]:
+def imported_names(source: str) -> Iterator[str]:
     """Dotted names that running `source` imports; of `from a import b` the name a.b, which may be a module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -85,7 +85,7 @@ def _imported(source: str) -> Iterator[str]:
 
 @functools.cache
 def _imports_of(path: Path) -> frozenset[str]:
-    return frozenset(_imported(path.read_text("utf-8")))
+    return frozenset(imported_names(path.read_text("utf-8")))
 
 
 @functools.cache

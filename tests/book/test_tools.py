@@ -1,6 +1,6 @@
 """The tools that execute, stage and check the book."""
 
-import json
+import shutil
 import subprocess
 
 import nbformat
@@ -8,10 +8,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from resid._closure import _imports_of
-from resid.ledger import verdicts
-from tests.mutations import __main__ as teeth
+from resid.ledger import catalog, verdicts
+from tests.mutations import __main__ as mutations
 from tests.mutations.catalogue import MUTATIONS
-from tools import links, lint_notebooks, notebooks, shown, site
+from tools import chapter, check, links, lint_notebooks, notebooks, quick, shown, site
 from tools.paths import ROOT
 from tools.repository import colab_link, set_address, setup_cell
 
@@ -307,22 +307,110 @@ def test_setting_the_address_changes_one_line(tmp_path, monkeypatch):
 
 
 def test_mutations_take_turns_and_have_controls():
-    assert sorted(m.name for m in teeth.in_turn(MUTATIONS, 10**6 + 7)) == sorted(m.name for m in MUTATIONS)
-    first = {teeth.in_turn(MUTATIONS, start)[0].name for start in range(len(MUTATIONS))}
+    assert sorted(m.name for m in mutations.in_turn(MUTATIONS, 10**6 + 7)) == sorted(m.name for m in MUTATIONS)
+    first = {mutations.in_turn(MUTATIONS, start)[0].name for start in range(len(MUTATIONS))}
     assert len(first) == len(MUTATIONS)
     controlled = set()
-    for job in teeth.with_controls(MUTATIONS):
-        if job.func is teeth.unbroken:
+    for job in mutations.with_controls(MUTATIONS):
+        if job.func is mutations.unbroken:
             assert job.keywords["what"] not in controlled
             controlled.add(job.keywords["what"])
         else:
             mutation = job.keywords["mutation"]
             assert {mutation.tests, mutation.chapter} - {""} <= controlled
-    assert teeth.perform(teeth.with_controls(MUTATIONS), 0) == (0, 0)
+    assert mutations.perform(mutations.with_controls(MUTATIONS), 0) == (0, 0)
 
 
-def test_every_step_of_the_check_can_be_named():
-    from tools.check import STEPS
+def test_mutations_of_what_changed_come_first():
+    few = MUTATIONS[:40]
+    files = {few[17].file}
+    ordered = mutations.nearest_first(few, files)
+    near = [m for m in few if m.file == few[17].file]
+    assert list(ordered[: len(near)]) == near
+    assert sorted(m.name for m in ordered) == sorted(m.name for m in few)
+    assert mutations.nearest_first(few, set()) == few
+    assert all((ROOT / name).exists() or name for name in mutations.changed())
 
-    assert {"lint", "types", "notebooks", "test", "book", "links", "twin", "browser", "teeth"} <= set(STEPS)
-    assert json.dumps({name: len(commands) for name, commands in STEPS.items()})
+
+def test_a_commit_and_a_week_check_what_they_say(monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(check.subprocess, "run", lambda command, **_: ran.append(command) or Done(command))
+
+    class Done:
+        def __init__(self, command):
+            self.returncode = int(broken in command)
+
+    def steps(*words):
+        ran.clear()
+        monkeypatch.setattr("sys.argv", ["check", *words])
+        check.main()
+        return {name for line in capsys.readouterr().out.splitlines() if line.startswith("== ") for name in [line[3:]]}
+
+    broken = "nothing"
+    assert {"lint", "types", "test", "book", "links", "browser", "mutations"} <= steps()
+    assert ["make", "--no-print-directory", "test"] in ran
+    assert any("--changed" in command for command in ran)
+    assert {*check.STEPS, "twin"} <= steps("--all")
+    assert ["make", "--no-print-directory", "test", "TESTS="] in ran
+    assert not any("--changed" in command for command in ran)
+    assert sum(len(check.STEPS[name]) for name in ("lint", "links")) == len(ran) if steps("lint", "links") else False
+    assert "twin" in steps("twin")
+    assert {name for line in check.ORDER for name in line} == {*check.STEPS, *check.ALL}
+    with pytest.raises(SystemExit, match="no step nonsense"):
+        steps("nonsense")
+    broken = "tools.links"
+    with pytest.raises(SystemExit):
+        steps()
+    assert not any("tests.mutations" in command for command in ran), "what comes after is not begun"
+    assert "== links failed" in capsys.readouterr().out
+
+
+def test_quick_finds_what_is_near(monkeypatch):
+    theory, check_ = ROOT / "resid/theory/factor/lower_bound.py", ROOT / "resid/book/checks/linear/factor.py"
+    assert quick.modules([theory, check_, FACTOR]) == {
+        "resid.theory.factor.lower_bound", "resid.theory.factor",
+        "resid.book.checks.linear.factor", "resid.book.checks.linear",
+    }  # fmt: skip
+    tests, chapters = quick.near([theory])
+    assert ROOT / "tests/theory/test_factor.py" in tests
+    assert ROOT / "tests/theory/test_conv_spectrum.py" not in tests
+    assert FACTOR in chapters
+    assert ROOT / "book/norms/bounds.ipynb" not in chapters
+    assert quick.near([ROOT / "README.md"]) == ([], [])
+    assert quick.near([FACTOR])[1] == [FACTOR]
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copy of the files that a new chapter touches."""
+    for name in ("resid/ledger/claims", "resid/book/checks", "book/linear", "tests/checks"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("_toc.yml", "book/api_trials.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(chapter, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_new_chapter_is_laid_out_whole(copied, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["chapter", "linear/new_thing"])
+    monkeypatch.setattr("tools.chapter.colab_link", lambda path: colab_link(ROOT / path.relative_to(copied)))
+    chapter.main()
+    notebook = copied / "book/linear/new_thing.ipynb"
+    monkeypatch.setattr("tools.lint_notebooks.colab_link", lambda path: colab_link(ROOT / path.relative_to(copied)))
+    assert lint_notebooks.problems(notebook) == []
+    claim = {c.id: c for c in catalog.claims(copied / "resid/ledger/claims/beyond.yaml")}["beyond/new-thing"]
+    assert claim.chapter == "linear/new_thing"
+    toc = (copied / "_toc.yml").read_text().splitlines()
+    assert toc[toc.index("      - file: book/linear/new_thing") - 1].startswith("      - file: book/linear/")
+    assert "resid.book.checks.linear.new_thing" in (copied / "book/api_trials.md").read_text()
+    names = {}
+    exec((copied / "resid/book/checks/linear/new_thing.py").read_text(), names)
+    assert names["statement"](50).unfavourable(claim, "smoke") == []
+    for given, text in (
+        ("linear/new_thing", "is there already"),
+        ("nowhere/x", "part one of linear, norms, samples"),
+        ("linear/A", "NAME"),
+    ):
+        monkeypatch.setattr("sys.argv", ["chapter", given])
+        with pytest.raises(SystemExit, match=text):
+            chapter.main()

@@ -1,8 +1,8 @@
 """Apply each mutation to a copy of the project; its tests and its chapter must go red.
 
-`python -m tests.mutations [--minutes M] [name ...]`. Red means that a test fails or a chapter stops at one of its
-checks; code that does not even import proves nothing and counts as a failure of the tooth. An unbroken copy must be
-green.
+`python -m tests.mutations [--changed] [--minutes M] [name ...]`. Red means that a test fails or a chapter
+stops at one of its checks; code that does not even import proves nothing and counts as a failure. An unbroken copy must
+be green.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Job = partial[tuple[str, bool]]
 @contextmanager
 def copy(mutation: Mutation | None) -> Iterator[Path]:
     """A copy of the project, mutated, in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="teeth-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         root = Path(folder)
         for name in COPIED:
             source = ROOT / name
@@ -77,7 +77,7 @@ class Runner:
             "OMP_NUM_THREADS": "1",
             "MPLBACKEND": "agg",
             "RESID_RESULTS": str(root / "records"),
-            "RESID_COMMAND": "teeth",
+            "RESID_COMMAND": "mutations",
         }
         job = {
             "arguments": arguments, "folder": str(folder), "environment": environment, "root": str(root),
@@ -147,6 +147,24 @@ def in_turn(mutations: Sequence[Mutation], start: int) -> tuple[Mutation, ...]:
     return (*mutations[start:], *mutations[:start])
 
 
+def changed() -> set[str]:
+    """Files that differ from where this branch left `origin/main`, or from twenty commits ago where that is unknown."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return "" if done.returncode else done.stdout.strip()
+
+    bases = (git("merge-base", "origin/main", "HEAD"), git("rev-parse", "--verify", "HEAD~20"))
+    base = next((base for base in bases if base and base != git("rev-parse", "HEAD")), "HEAD")
+    return set(git("diff", "--name-only", base).splitlines())
+
+
+def nearest_first(mutations: Sequence[Mutation], files: set[str]) -> tuple[Mutation, ...]:
+    """Mutations of files that changed, or whose tests did, before the others; each kind in its order."""
+    near = [bool({m.file, m.tests, f"book/{m.chapter}.ipynb"} & files) for m in mutations]
+    return tuple(m for wish in (True, False) for m, is_near in zip(mutations, near, strict=True) if is_near == wish)
+
+
 def with_controls(mutations: Iterable[Mutation]) -> Iterator[Job]:
     """What is to be done for some mutations, each control once, before the first that needs it."""
     seen: set[str] = set()
@@ -193,6 +211,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="begin none after so long, and begin where the commit says"
     )
+    parser.add_argument("--changed", action="store_true", help="begin with those of files that changed")
     given = parser.parse_args()
     wanted = [m for m in MUTATIONS if not given.names or any(word in m.name for word in given.names)]
     if not wanted:
@@ -201,11 +220,14 @@ def main() -> None:
     if math.isfinite(given.minutes):
         wanted = list(in_turn(wanted, int((git_commit()[0] or "0")[:8], 16)))
         first = wanted[0].name
+    if given.changed:
+        wanted = list(nearest_first(wanted, changed()))
+        first = wanted[0].name
     tried, failures = perform(with_controls(wanted), 60 * given.minutes)
     took = time.perf_counter() - started
     print(f"{tried} of {len(wanted)} mutations tried in {took:.0f} s, {failures} went unnoticed or could not be tried")
     if tried < len(wanted):
-        print(f"this commit began at {first!r}; the others are the turn of other commits, and of `make teeth`")
+        print(f"this commit began at {first!r}; the others are the turn of other commits, and of `make mutations`")
     sys.exit(bool(failures) or not tried)
 
 
