@@ -76,7 +76,8 @@ def notebook(part: str, name: str) -> str:
     )
     check = (
         "evidence = checks.statement(1000 if full else 50)\n"
-        f'book.record("beyond/{name.replace("_", "-")}", evidence)\nbook.check("share of negative squares", evidence.worst, at_most=0)'
+        f'book.record("beyond/{name.replace("_", "-")}", evidence)\n'
+        'book.check("share of negative squares", evidence.worst, at_most=0)'
     )
     cells = [
         new_markdown_cell(title, id="title"),

@@ -31,12 +31,13 @@ def changed() -> list[Path]:
 
 
 def modules(files: list[Path]) -> set[str]:
-    """Dotted names of the modules of `resid` among some files, and of the packages whose front doors offer them."""
+    """Dotted names of the modules of `resid` among some files, and of the packages of the theory that offer them."""
     dotted = set()
     for path in files:
         if path.suffix == ".py" and path.is_relative_to(ROOT / "resid"):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            dotted |= {name, name.rpartition(".")[0]} if name.count(".") > 2 else {name}
+            door = name.rpartition(".")[0]
+            dotted |= {name, door} if door.startswith("resid.theory.") else {name}
     return dotted
 
 
@@ -54,7 +55,7 @@ def near(files: list[Path]) -> tuple[list[Path], list[Path]]:
         if path in files or names_one(path.read_text("utf-8"), dotted)
     ]
     chapters = [path for path in notebooks() if path in files or names_one(code(path), dotted)]
-    return tests, [path for path in chapters if not reads_records(path)]
+    return tests, sorted((path for path in chapters if not reads_records(path)), key=lambda path: path not in files)
 
 
 def main() -> None:

@@ -368,16 +368,19 @@ def test_a_commit_and_a_week_check_what_they_say(monkeypatch, capsys):
 def test_quick_finds_what_is_near(monkeypatch):
     theory, check_ = ROOT / "resid/theory/factor/lower_bound.py", ROOT / "resid/book/checks/linear/factor.py"
     assert quick.modules([theory, check_, FACTOR]) == {
-        "resid.theory.factor.lower_bound", "resid.theory.factor",
-        "resid.book.checks.linear.factor", "resid.book.checks.linear",
-    }  # fmt: skip
+        "resid.theory.factor.lower_bound",
+        "resid.theory.factor",
+        "resid.book.checks.linear.factor",
+    }
     tests, chapters = quick.near([theory])
     assert ROOT / "tests/theory/test_factor.py" in tests
     assert ROOT / "tests/theory/test_conv_spectrum.py" not in tests
     assert FACTOR in chapters
-    assert ROOT / "book/norms/bounds.ipynb" not in chapters
+    assert ROOT / "book/norms/conv_spectrum.ipynb" not in chapters
     assert quick.near([ROOT / "README.md"]) == ([], [])
     assert quick.near([FACTOR])[1] == [FACTOR]
+    landscape = ROOT / "book/linear/landscape.ipynb"
+    assert quick.near([theory, landscape])[1][0] == landscape, "what is worked on comes first"
 
 
 @pytest.fixture
