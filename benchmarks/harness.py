@@ -47,9 +47,11 @@ class Side:
 class Row:
     """A comparison: name, what it shows, the two sides, the limits it must keep, threads used.
 
-    official: the data set of `resid.data.official` that it needs, if any. needs: a module that only the extra `bench`
-    brings. repeats: of each side. least: compare the
-    least times, not the medians, for a ratio near 1 on a machine that is not quiet.
+    Args:
+        official: the data set of `resid.data.official` that it needs, if any.
+        needs: a module that only the extra `bench` brings.
+        repeats: of each side.
+        least: compare the least times, not the medians, for a ratio near 1 on a machine that is not quiet.
     """
 
     name: str
@@ -91,7 +93,8 @@ def measure(row: Row, rows: str = "benchmarks.rows") -> dict[str, Any]:
     """Run both sides and judge the limits.
 
     Args:
-        row: the row. rows: the module whose `ROWS` has it.
+        row: the row.
+        rows: the module whose `ROWS` has it.
 
     Raises:
         RuntimeError: a side's process failed.

@@ -17,7 +17,8 @@ def imported_files(source: str, root: Path) -> set[Path]:
     """The files of `resid` that running `source` imports, followed through the package.
 
     Args:
-        source: Python code. root: the folder that holds `resid`.
+        source: Python code.
+        root: the folder that holds `resid`.
     """
     found: set[Path] = set()
     todo = set(imported_names(source))
@@ -35,8 +36,8 @@ def code_hash(sources: Iterable[Path], root: Path | None = None) -> str:
     Comments, docstrings and layout do not count. Compiled kernels and embedded data of the package count whole.
 
     Args:
-        sources: files of Python; those with another suffix count whole. root: the folder that holds `resid`; default
-            the one this module lies in.
+        sources: files of Python; those with another suffix count whole.
+        root: the folder that holds `resid`; default the one this module lies in.
     """
     root = PACKAGE.parent if root is None else root.resolve()
     given = [Path(source).resolve() for source in sources]

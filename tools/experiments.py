@@ -49,8 +49,9 @@ LEAST = 30.0
 class Piece:
     """A part with one seed, or, where it is `None`, with all of them, and the claims that it would settle.
 
-    trainings: those that are not finished, with the floating-point operations of each. why_not: what keeps it from
-    being run here, "" if nothing does.
+    Args:
+        trainings: those that are not finished, with the floating-point operations of each.
+        why_not: what keeps it from being run here, "" if nothing does.
     """
 
     part: Part

@@ -77,7 +77,8 @@ def misleading(page: str, unsettled: Collection[str]) -> list[str]:
     """The lines and rows of a page that name one of these claims beside a word that says that it holds.
 
     Args:
-        page: HTML. unsettled: ids of claims.
+        page: HTML.
+        unsettled: ids of claims.
     """
     found = []
     blocks = _Blocks(page)

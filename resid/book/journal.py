@@ -37,7 +37,8 @@ class Journal:
     Args:
         name: folder below `cache_folder`.
         sources: modules, or paths of files, whose code matters, with all of this package that they import.
-        folder: instead of `cache_folder`; None keeps pieces in memory only. say: called with a line for each piece.
+        folder: instead of `cache_folder`; None keeps pieces in memory only.
+        say: called with a line for each piece.
 
     Example:
         >>> Journal("example", (), folder=None)({"n": 3}, lambda: {"square": np.array(9)})["square"].item()
@@ -67,7 +68,8 @@ class Journal:
         """The arrays of a piece, computed unless they are kept.
 
         Args:
-            key: what the piece is, in JSON types. compute: called without arguments when it has to be computed.
+            key: what the piece is, in JSON types.
+            compute: called without arguments when it has to be computed.
 
         Raises:
             TypeError: the key is not JSON.

@@ -141,7 +141,10 @@ def check(what: str, value: Any, *, at_most: float | None = None, at_least: floa
     """Print a measured number beside its limit, and stop the chapter where it does not keep to it.
 
     Args:
-        what: the quantity, in words. value: the number; NaN never passes. at_most, at_least: one or both limits.
+        what: the quantity, in words.
+        value: the number; NaN never passes.
+        at_most: one or both limits.
+        at_least: one or both limits.
 
     Raises:
         CheckFailed: outside the limits. OptionError: no limit given.

@@ -65,12 +65,18 @@ def slider(
     """Curves over x that a slider moves through its positions.
 
     Args:
-        x: (points,), ignored by series that have their own. series: the curves.
+        x: (points,), ignored by series that have their own.
+        series: the curves.
         positions: value of the slider's quantity at each position.
         readings: one sentence a position, read out when the slider moves, listed for readers without JavaScript.
-        name: the slider's quantity. xlabel, ylabel: axis labels with units.
-        alt: what the figure shows, for readers who do not see it. caption: text below, plain.
-        log_x, log_y: logarithmic axes. start: index of the position shown first.
+        name: the slider's quantity.
+        xlabel: axis labels with units.
+        ylabel: axis labels with units.
+        alt: what the figure shows, for readers who do not see it.
+        caption: text below, plain.
+        log_x: logarithmic axes.
+        log_y: logarithmic axes.
+        start: index of the position shown first.
 
     Raises:
         ShapeError: values, positions and readings that do not fit each other.

@@ -37,17 +37,29 @@ class Smoke:
 class Claim:
     """One theorem, lemma, table row, figure or headline number of a paper.
 
-    id: "hardt-ma/theorem-2.1". where: the place in the paper. kind: "theorem", "identity" or "experiment".
-    statement: in our words. status: one of `STATUSES`. printed: the printed number, if there is one, with `unit`.
-    part: what of the chapter is trained and recorded together; recipes and small: names of the recipes that an
-    experiment compares, in the order of its test, and of those that stand in for them in smoke mode.
-    correction: our corrected statement, where the printed one is false. sharper: what more holds, where the printed one
-    is true and says less. chapter: the notebook that tests it. test: what is run.
-    measure and cases, for theorems and identities: what the worst case is measured by, "ratio" or "error", and how
-    many cases a full run needs. measure, for an experiment with recipes: a name of `resid.book.experiments.measures`.
-    sense ("equal", "at-least", "at-most") and target, for experiments: what the measured mean is compared with.
-    margin and seeds are fixed before the run, and the seeds are numbered from first_seed on.
-    smoke: what an experiment must clear in smoke mode, which checks its wiring and says nothing of the claim.
+    Args:
+        id: "hardt-ma/theorem-2.1".
+        where: the place in the paper.
+        kind: "theorem", "identity" or "experiment".
+        statement: in our words.
+        status: one of `STATUSES`.
+        printed: the printed number, if there is one, with `unit`.
+        part: what of the chapter is trained and recorded together.
+        recipes: names of the recipes that an experiment compares, in the order of its test.
+        small: names of the recipes that stand in for them in smoke mode.
+        correction: our corrected statement, where the printed one is false.
+        sharper: what more holds, where the printed one is true and says less.
+        chapter: the notebook that tests it.
+        test: what is run.
+        margin: fixed before the run.
+        seeds: how many, fixed before the run.
+        first_seed: number of the first of them.
+        measure: of a theorem or an identity what the worst case is measured by, "ratio" or "error"; of an experiment
+            with recipes a name of `resid.book.experiments.measures`.
+        cases: of a theorem or an identity how many a full run needs.
+        sense: of an experiment how the measured mean is compared with the target: "equal", "at-least" or "at-most".
+        target: of an experiment what the measured mean is compared with; default the printed number.
+        smoke: what an experiment must clear in smoke mode, which checks its wiring and says nothing of the claim.
     """
 
     id: str

@@ -24,8 +24,12 @@ RELATIONS = ("<=", ">=", "==")
 class Cases:
     """Numerical verification of a theorem or identity over many instances.
 
-    n: instances tried. worst: the largest ratio (measured side over bounding side) or relative error, by the claim's
-    `measure`; it must stay within the claim's limit. statement: one of `STATEMENTS`. what: the instances.
+    Args:
+        n: instances tried.
+        worst: the largest ratio (measured side over bounding side) or relative error, by the claim's `measure`; it must
+            stay within the claim's limit.
+        statement: one of `STATEMENTS`.
+        what: the instances.
     """
 
     kind: ClassVar[str] = "cases"
@@ -57,8 +61,10 @@ class Cases:
 class Symbolic:
     """An identity shown by computer algebra.
 
-    holds: the difference of the two sides simplified to exactly zero. scope: for which sizes ("d = 2, depth <= 3").
-    complete: the scope is everything the statement says; else it is shown beside the numerical verdict.
+    Args:
+        holds: the difference of the two sides simplified to exactly zero.
+        scope: for which sizes ("d = 2, depth <= 3").
+        complete: the scope is everything the statement says; else it is shown beside the numerical verdict.
     """
 
     kind: ClassVar[str] = "symbolic"
@@ -87,8 +93,12 @@ class Symbolic:
 class Counterexample:
     """An instance in which a printed statement `lhs relation rhs` is false, by more than the margin.
 
-    lhs, rhs: the two sides, computed. relation: what the paper prints between them. what: the instance, in words.
-    exact: both sides are rational numbers (int, Fraction, SymPy's) from exact arithmetic, and are compared exactly.
+    Args:
+        lhs: the two sides, computed.
+        rhs: the two sides, computed.
+        relation: what the paper prints between them.
+        what: the instance, in words.
+        exact: both sides are rational numbers (int, Fraction, SymPy's) from exact arithmetic, and are compared exactly.
     """
 
     kind: ClassVar[str] = "counterexample"

@@ -180,9 +180,10 @@ def start_run(
         seeds: of the random numbers used.
         folder: for the record; default `RESID_RESULTS`, else `resid-results` in the working directory.
         recipe: hash of the recipe, for experiments with several; becomes part of the file's name.
-        precision: of the computation. device: what computes, "cpu" or "cuda".
-        some_seeds: these are some of the seeds that the claims fix. The file's name then has their numbers, and
-            records of other seeds, from another day or another machine, count together with it.
+        precision: of the computation.
+        device: what computes, "cpu" or "cuda".
+        some_seeds: these are some of the seeds that the claims fix. The file's name then has their numbers, and records
+            of other seeds, from another day or another machine, count together with it.
 
     Raises:
         OptionError: unknown mode, a recipe that cannot be part of a file name, or some seeds that are none, negative or

@@ -37,8 +37,11 @@ OPEN = tuple(product((7, 3), (False, True), (False, True)))
 class Layout:
     """Blocks and channels of a network of residual blocks of two 3 x 3 convolutions.
 
-    widths: of stem and stages. kernel: of the stem. trained_head: the last layer is. projections: shortcuts between
-    unequal widths are 1 x 1 convolutions, not padded with zeros.
+    Args:
+        widths: of stem and stages.
+        kernel: of the stem.
+        trained_head: the last layer is.
+        projections: shortcuts between unequal widths are 1 x 1 convolutions, not padded with zeros.
     """
 
     blocks: tuple[int, ...]

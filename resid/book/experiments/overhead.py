@@ -76,8 +76,16 @@ def step_seconds(
     """Seconds of one step of SGD on ProcResNet, projected by a route after every second step.
 
     Args:
-        depth: 9n + 4. route: of `ROUTES`. steps: timed, after `warmup` others. every: project after so many steps.
-        batch, size: of random images. width: of the network. device: "cpu" or "cuda".
+        depth: 9n + 4.
+        route: of `ROUTES`.
+        seed: of weights and images.
+        steps: that are timed.
+        warmup: steps before them.
+        every: project after so many steps.
+        batch: of random images.
+        size: of random images.
+        width: of the network.
+        device: "cpu" or "cuda".
     """
     check_option("route", route, ROUTES)
     with torch.random.fork_rng(devices=[]):
@@ -136,8 +144,14 @@ def measure_overhead(
     routes of one network are timed one after the other in one process, and kept together.
 
     Args:
-        seeds, depths: of the networks. clock: times a step. journal: keeps what was timed; default in memory.
-        max_seconds: no other network is begun after so long. steps, warmup, sizes: of `step_seconds`.
+        seeds: of the networks.
+        depths: of the networks.
+        clock: times a step.
+        journal: keeps what was timed; default in memory.
+        max_seconds: no other network is begun after so long.
+        steps: of `step_seconds`.
+        warmup: of `step_seconds`.
+        sizes: of `step_seconds`.
 
     Raises:
         UnfinishedError: the time was up; the same call goes on.

@@ -31,11 +31,14 @@ def write_sample_tree(
     """Write train/n00000000/n00000000_0.JPEG and so on, and val in the same way; returns the folder.
 
     Args:
-        folder: made if missing. classes: how many. per_class: training images of each. val: images of each for the
-            other split, none if 0. seed: of all that is drawn; the files depend on nothing else.
-        odd: kinds of odd files, each added once to the training images of a class, by turns, as
-            CLASS_odd_KIND.JPEG: "cmyk", "grey", "palette", "transparent" and "png" (both PNG by content), "turned" (by
-            EXIF), "truncated" in the middle, "empty", "text".
+        folder: made if missing.
+        classes: how many.
+        per_class: training images of each.
+        val: images of each for the other split, none if 0.
+        seed: of all that is drawn; the files depend on nothing else.
+        odd: kinds of odd files, each added once to the training images of a class, by turns, as CLASS_odd_KIND.JPEG:
+            "cmyk", "grey", "palette", "transparent" and "png" (both PNG by content), "turned" (by EXIF), "truncated" in
+            the middle, "empty", "text".
 
     Raises:
         OptionError: an unknown kind. SizeError: counts of no use.

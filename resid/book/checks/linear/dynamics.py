@@ -69,8 +69,11 @@ def conditioning(
     """Spectra of the Hessian along trainings at one rate for each kind of network.
 
     Args:
-        study: scale and data. rates: learning rate of "2-shortcut", "orthogonal" and "xavier".
-        step, count: index of the 2-shortcut network at epochs 0, step, ..., (count - 1) step, for the steepest drop.
+        study: scale and data.
+        rates: learning rate of "2-shortcut", "orthogonal" and "xavier".
+        depth: of the networks.
+        step: epochs between two points at which the index of the 2-shortcut network is taken, for the steepest drop.
+        count: how many such points, the first at epoch 0.
     """
     levels = (*LEVELS, study.first_excess / 2)
     at = {kind: study.at_levels(kind, depth, rate, levels) for kind, rate in rates.items()}
@@ -98,8 +101,10 @@ def final_losses(study: Study, depths: Sequence[int], deep: Sequence[int], twelv
     """The claims about final losses of linear networks: Figure 7, abstract and Section 5, by their ids.
 
     Args:
-        study: scale and data. depths: of Figure 7; deep: those among them from which the plain networks are compared,
-            the last for the claim on all rates; twelves: depths that 12 divides.
+        study: scale and data.
+        depths: of Figure 7.
+        deep: those among them from which the plain networks are compared, the last for the claim on all rates.
+        twelves: depths that 12 divides.
     """
     two = {d: study.best("2-shortcut", d) for d in {*depths, *twelves}}
     other = {(kind, d): study.best(kind, d) for kind in PLAIN for d in deep}
@@ -127,7 +132,9 @@ def relu_losses(study: Study, shallow: int, deep: Sequence[int]) -> dict[str, Se
     """The claims about final losses with ReLU at the mid positions: Figure 8, by their ids.
 
     Args:
-        study: scale and data. shallow: the depth that the deepest is compared with. deep: depths of the comparison.
+        study: scale and data.
+        shallow: the depth that the deepest is compared with.
+        deep: depths of the comparison.
     """
     depths = sorted({shallow, *deep})
     best = {(kind, d): study.best(kind, d, "relu")[0] for kind in ("2-shortcut", *PLAIN) for d in depths}
@@ -231,10 +238,12 @@ def balanced_minimisers(n: int, generator: Generator) -> Cases:
 class Trained:
     """Outcome of `trained_minimisers`.
 
-    spread: evidence, per seed the decimal logarithm of the largest over the least condition number. logs: (seeds, 3),
-    decimal logarithms for 2-shortcut, 1-shortcut and orthogonal networks. balanced: (seeds,), the same by the formula
-    for a balanced minimiser. random: (seeds,), at a random minimiser of the 2-shortcut network. excess: the largest
-    excess loss where descent ended.
+    Args:
+        spread: evidence, per seed the decimal logarithm of the largest over the least condition number.
+        logs: (seeds, 3), decimal logarithms for 2-shortcut, 1-shortcut and orthogonal networks.
+        balanced: (seeds,), the same by the formula for a balanced minimiser.
+        random: (seeds,), at a random minimiser of the 2-shortcut network.
+        excess: the largest excess loss where descent ended.
     """
 
     spread: Seeds

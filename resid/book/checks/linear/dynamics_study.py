@@ -68,9 +68,15 @@ def make_weights(kind: str, network: ShortcutNetwork, seeds: Sequence[int], scal
 class Study:
     """Everything one run of the chapter measures, on one data set and at one scale.
 
-    data: "mnist" or "digits". seeds: of the initial weights. epochs: of each training of a sweep, and for `norms`.
-    rates: learning rates of sweeps. path_epochs: of the trainings along which Hessians are taken.
-    journal: keeps pieces. device, dtype: of the networks with ReLU; linear ones are trained in float64 on the CPU.
+    Args:
+        data: "mnist" or "digits".
+        seeds: of the initial weights.
+        epochs: of each training of a sweep, and for `norms`.
+        rates: learning rates of sweeps.
+        path_epochs: of the trainings along which Hessians are taken.
+        journal: keeps pieces.
+        device: of the networks with ReLU; linear ones are trained in float64 on the CPU.
+        dtype: of the networks with ReLU; linear ones are trained in float64 on the CPU.
     """
 
     data: str

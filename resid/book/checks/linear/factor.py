@@ -52,9 +52,12 @@ _RECONSTRUCTS = 1e-12
 class FamilyTrial:
     """Outcome of `family_trial`.
 
-    rows: per family its name, the worst ratio to the bound of the later versions for "svd" and for "polar", and the
-    mean for "polar". theorem: evidence for the later versions, both constructions. falls: for a constant that does not
-    depend on the depth. submission: for the first version where det R > 0.
+    Args:
+        rows: per family its name, the worst ratio to the bound of the later versions for "svd" and for "polar", and the
+            mean for "polar".
+        theorem: evidence for the later versions, both constructions.
+        falls: for a constant that does not depend on the depth.
+        submission: for the first version where det R > 0.
     """
 
     rows: list[tuple[str, float, float, float]]

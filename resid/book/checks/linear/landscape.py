@@ -53,9 +53,11 @@ def _normal(generator: Generator, *shape: int) -> Tensor:
 class RiskTrial:
     """Outcome of `risk_on_samples`.
 
-    identity: evidence for Claim 2.3. constant: the same, for the corrected constant. printed_constant: the noise power
-    against the trace of E[x x^T]. standard_errors: the largest distance of a sample's mean loss from what the moments
-    of the distribution predict.
+    Args:
+        identity: evidence for Claim 2.3.
+        constant: the same, for the corrected constant.
+        printed_constant: the noise power against the trace of E[x x^T].
+        standard_errors: the largest distance of a sample's mean loss from what the moments of the distribution predict.
     """
 
     identity: Cases
@@ -281,9 +283,11 @@ def _mild_map(d: int, generator: Generator) -> Tensor:
 class GlobalTrial:
     """Outcome of `no_spurious_optima`.
 
-    descent: evidence, the worst risk at the end over that at the start. critical: the largest gradient at the points
-    that have learned only some singular values. outside: the least norm of a layer there. downhill: the worst ratio of
-    the risk after the small move to that before it.
+    Args:
+        descent: evidence, the worst risk at the end over that at the start.
+        critical: the largest gradient at the points that have learned only some singular values.
+        outside: the least norm of a layer there.
+        downhill: the worst ratio of the risk after the small move to that before it.
     """
 
     descent: Cases
@@ -339,7 +343,10 @@ def _descend(start: Tensor, R: Tensor, sigma: Tensor, generator: Generator) -> f
 class DescentTrial:
     """Outcome of `descent_in_the_ball`.
 
-    decrease: evidence for the promised decrease. solved: share of runs that reached 1e-10. left_ball: iterates outside.
+    Args:
+        decrease: evidence for the promised decrease.
+        solved: share of runs that reached 1e-10.
+        left_ball: iterates outside.
     """
 
     decrease: Cases

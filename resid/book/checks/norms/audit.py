@@ -25,9 +25,16 @@ NETWORKS = {"plain": PlainNet, "residual": PreActResNet, "norm-preserving": Proc
 class Trained:
     """What became of one network.
 
-    kind, depth, seed: which. before, after: audits of one batch, before and after the training; after is None where the
-    loss became infinite or no number, at step `died`. died: that step, or None. accuracy: on the digits held back, NaN
-    for a network that died.
+    Args:
+        kind: which.
+        depth: which.
+        seed: which.
+        before: audits of one batch, before and after the training; after is None where the loss became infinite or no
+            number, at step `died`.
+        after: audits of one batch, before and after the training; after is None where the loss became infinite or no
+            number, at step `died`.
+        died: that step, or None.
+        accuracy: on the digits held back, NaN for a network that died.
     """
 
     kind: str

@@ -75,8 +75,12 @@ def stack_trial(
     """A stack of `depth` blocks on a standard normal stream, with standard normal gradients at its output.
 
     Args:
-        depth: number of blocks. generator: of weights, inputs and gradients. width: channels of the stream, divisible
-            by 4. shape: samples and side of the maps. kernel: of the middle layer. fan: see `bottleneck_weights`.
+        depth: number of blocks.
+        generator: of weights, inputs and gradients.
+        width: channels of the stream, divisible by 4.
+        shape: samples and side of the maps.
+        kernel: of the middle layer.
+        fan: see `bottleneck_weights`.
     """
     samples, side = shape
     blocks: list[Callable[[Tensor], Tensor]] = [

@@ -28,6 +28,9 @@ class Figure2:
         """Mean over the last epoch of "ratio", "deviation", "share" or "passed", (seeds,).
 
         Args:
+            projected: of the networks that are projected, or of the others.
+            pair: channels (c, d) of the middle layer.
+            name: "ratio", "deviation", "share" or "passed".
             dead: value of a network that died in every draw.
 
         Raises:

@@ -55,8 +55,12 @@ _NEXT_SEED, _DRAWS = 1000, 5
 class Recipe:
     """How a network is trained: SGD with momentum 0.9 and a constant rate.
 
-    rate: learning rate. batch: images of a step. decay: weight decay. moves: whether images are mirrored by a coin and
-    moved by up to four pixels. share_every: steps from one measurement of the share in the range to the next.
+    Args:
+        rate: learning rate.
+        batch: images of a step.
+        decay: weight decay.
+        moves: whether images are mirrored by a coin and moved by up to four pixels.
+        share_every: steps from one measurement of the share in the range to the next.
     """
 
     rate: float
@@ -76,9 +80,13 @@ PAPER = Recipe(0.1, 128, 1e-4, moves=True, share_every=10)
 class Passage:
     """What was measured at each step of a training.
 
-    ratio: (steps, layers), out/in; NaN where a gradient vanished. share: (steps, layers), energy of the gradient in the
-    range of the convolution; NaN where it was not measured. passed: (steps, layers), energy behind the ReLU over that
-    before it, backwards; 1 without one. loss: (steps,). per_epoch: steps of an epoch. seed: with which it was drawn.
+    Args:
+        ratio: (steps, layers), out/in; NaN where a gradient vanished.
+        share: (steps, layers), energy of the gradient in the range of the convolution; NaN where it was not measured.
+        passed: (steps, layers), energy behind the ReLU over that before it, backwards; 1 without one.
+        loss: (steps,).
+        per_epoch: steps of an epoch.
+        seed: with which it was drawn.
     """
 
     ratio: np.ndarray
@@ -184,9 +192,15 @@ def follow_three_layers(
     """Train `ThreeLayers` for each seed, all at once; the middle layer is projected after every other step, or not.
 
     Args:
-        data: to learn. c, d: channels of the middle layer. projected: whether Algorithm 1 runs, with the factor for the
-            ReLU. seeds: of the weights and of the order of the data. epochs, recipe: of the training. kernel: of the
-            middle layer. relu: whether the scale has the factor sqrt(2).
+        data: to learn.
+        c: channels of the middle layer.
+        d: channels of the middle layer.
+        projected: whether Algorithm 1 runs, with the factor for the ReLU.
+        seeds: of the weights and of the order of the data.
+        epochs: of the training.
+        recipe: of the training.
+        kernel: of the middle layer.
+        relu: whether the scale has the factor sqrt(2).
 
     Returns:
         One `Passage` of one layer for each seed; up to rounding the same as when it is trained alone. All is NaN from
@@ -247,8 +261,12 @@ def follow_transitions(
     """Train a ProcResNet and watch its two transitions; projection by a coin after each step.
 
     Args:
-        data: to learn. seed: of the weights, the order of the data, and the coin. epochs, recipe: of the training.
-        blocks: n, depth 9n + 4. width: m.
+        data: to learn.
+        seed: of the weights, the order of the data, and the coin.
+        epochs: of the training.
+        recipe: of the training.
+        blocks: n, depth 9n + 4.
+        width: m.
 
     Raises:
         ShapeError: images whose size is no multiple of 4.
@@ -298,9 +316,12 @@ def follow_transitions(
 class NormStudy:
     """Trainings on one data set by one recipe, each kept in a journal.
 
-    data: the images. recipe: of the trainings. journal: keeps them; default in memory. together: networks trained at
-    once, which are then one piece; more than one pays on a GPU only. processes: that compute pieces beside each other,
-    on a CPU, with one thread each.
+    Args:
+        data: the images.
+        recipe: of the trainings.
+        journal: keeps them; default in memory.
+        together: networks trained at once, which are then one piece; more than one pays on a GPU only.
+        processes: that compute pieces beside each other, on a CPU, with one thread each.
     """
 
     data: Images

@@ -251,7 +251,9 @@ def crop_table(
     """Layer, times projected, energy lost by the last crop, least and greatest singular value over s; 3 x 3 kernels.
 
     Args:
-        layers: (d, c, n). repeats: how often to project.
+        generator: of the kernels.
+        layers: (d, c, n) each: outputs, inputs, size of the map.
+        repeats: how often to project.
     """
     rows = []
     for d, c, n in layers:

@@ -234,9 +234,12 @@ def rate_of_fall(seeds: Sequence[int], m: int = 20, d: int = 10) -> Seeds:
 class NormTrial:
     """Outcome of `distance_from_zero`.
 
-    formula: of the construction's norm. bound: what no network falls below. attained: by one unit, which shows that
-    more of them do not help. limit: worst relative gap of the construction's norm to its limit. sharpest: bound over
-    norm, the largest of all, for moves outwards by many units.
+    Args:
+        formula: of the construction's norm.
+        bound: what no network falls below.
+        attained: by one unit, which shows that more of them do not help.
+        limit: worst relative gap of the construction's norm to its limit.
+        sharpest: bound over norm, the largest of all, for moves outwards by many units.
     """
 
     formula: Cases
