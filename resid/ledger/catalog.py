@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -34,6 +35,33 @@ class Smoke:
 
 
 @dataclass(frozen=True)
+class Reduced:
+    """How an experiment is asked at a scale that two CPU cores manage, with what was fixed before the run.
+
+    Args:
+        part: what of the chapter is trained and recorded together.
+        recipes: names of the recipes that are compared, in the order of the claim's test.
+        scale: what was reduced, in words.
+        sense: "at-least" or "at-most" the target, the value without an effect; or "equal" to it.
+        target: see `sense`.
+        margin: the effect that matters, or what counts as equal.
+        seeds: how many.
+        first_seed: number of the first of them.
+        measure: what the number is; default that of the claim.
+    """
+
+    part: str
+    recipes: tuple[str, ...]
+    scale: str
+    sense: str
+    target: float
+    margin: float
+    seeds: int
+    first_seed: int
+    measure: str = ""
+
+
+@dataclass(frozen=True)
 class Claim:
     """One theorem, lemma, table row, figure or headline number of a paper.
 
@@ -59,6 +87,7 @@ class Claim:
         cases: of a theorem or an identity how many a full run needs.
         sense: of an experiment how the measured mean is compared with the target: "equal", "at-least" or "at-most".
         target: of an experiment what the measured mean is compared with; default the printed number.
+        reduced: how it is asked at a reduced scale, if it is; see `at_reduced_scale`.
         smoke: what an experiment must clear in smoke mode, which checks its wiring and says nothing of the claim.
     """
 
@@ -84,6 +113,7 @@ class Claim:
     sense: str = "equal"
     target: float | None = None
     smoke: Smoke | None = None
+    reduced: Reduced | None = None
 
     @property
     def paper(self) -> str:
@@ -112,6 +142,21 @@ class Claim:
     def fixed_seeds(self) -> range:
         """The seeds that were fixed before the run."""
         return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
+    def at_reduced_scale(self) -> Claim:
+        """The claim as it is asked at a reduced scale: other recipes, seeds, limits; the printed number is no target.
+
+        Raises:
+            LedgerError: it is not.
+        """
+        if self.reduced is None:
+            raise LedgerError(f"{self.id}: the ledger does not say how it is asked at a reduced scale")
+        of = self.reduced
+        return dataclasses.replace(
+            self, part=of.part, recipes=of.recipes, small=(), measure=of.measure or self.measure, sense=of.sense,
+            target=of.target, margin=of.margin, seeds=of.seeds, first_seed=of.first_seed, printed=None, reduced=None,
+        )  # fmt: skip
 
     @property
     def limit(self) -> float:
@@ -230,6 +275,9 @@ def _claim(entry: dict[str, Any]) -> Claim:
     fields = dict(entry)
     printed = fields.pop("printed", None) or {}
     smoke = fields.pop("smoke", None)
+    reduced = fields.pop("reduced", None)
+    if reduced:
+        reduced = {**reduced, "recipes": tuple(reduced["recipes"]), "scale": " ".join(reduced["scale"].split())}
     if "target" not in fields and printed:
         fields["target"] = printed["value"]
     fields = {k: " ".join(v.split()) if isinstance(v, str) else v for k, v in fields.items()}
@@ -239,6 +287,7 @@ def _claim(entry: dict[str, Any]) -> Claim:
         printed=printed.get("value"),
         unit=printed.get("unit", ""),
         smoke=Smoke(**smoke) if smoke else None,
+        reduced=Reduced(**reduced) if reduced else None,
     )
 
 

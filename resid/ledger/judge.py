@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ VERDICTS = (
 )
 #: Verdicts beside which no word may stand that says or seems to say that the claim holds.
 UNSETTLED = ("fails as we read it", "inconclusive", "not reproduced", "did not hold", "incomplete", "not run")
+#: What records at reduced scale may say.
+REDUCED = ("holds", "does not hold", "no effect seen", "undecided", "incomplete")
 #: What is said instead of claims that no paper makes.
 _OF_OURS = {"reproduced": "held", "not reproduced": "did not hold"}
 #: Confidence of the interval for the mean over seeds.
@@ -42,9 +44,17 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, its verdict (one of `VERDICTS`), what that rests on, the record files, how this build's quick run went.
+    """The verdict on a claim.
 
-    quick: "right", "wrong" or "" where no quick run came to the claim. What that amounts to is told by `quick_check`.
+    Args:
+        claim: the claim.
+        verdict: one of `VERDICTS`, from records of full runs alone.
+        detail: what it rests on.
+        records: names of the record files.
+        quick: how this build's quick run went, "right", "wrong" or "" where none came to the claim; `quick_check` says
+            what that amounts to.
+        reduced: what records at reduced scale say, one of `REDUCED`, or "" without one. It is no verdict on the claim.
+        reduced_detail: what that rests on.
     """
 
     claim: Claim
@@ -52,6 +62,8 @@ class Verdict:
     detail: str
     records: tuple[str, ...]
     quick: str
+    reduced: str = ""
+    reduced_detail: str = ""
 
     @property
     def quick_check(self) -> str:
@@ -96,7 +108,7 @@ def verdicts(
     """The verdict on every claim.
 
     Args:
-        full: records of full runs, or their folder; default `results_folder()`.
+        full: records of full runs and of those at reduced scale, or their folder; default `results_folder()`.
         smoke: records of smoke runs, or their folder; default none. They never change a verdict; they say how the quick
             run of this build went.
 
@@ -109,11 +121,18 @@ def verdicts(
             ones or the reverse, evidence failed when it was recorded, the terms of a claim were changed after the run,
             or two pieces of evidence contradict or repeat each other.
     """
-    full_entries = _by_claim(_records(results_folder() if full is None else full), "full")
+    records = tuple(_records(results_folder() if full is None else full))
+    full_entries = _by_claim((record for record in records if record.mode != "reduced"), "full")
+    reduced_entries = _by_claim((record for record in records if record.mode == "reduced"), "reduced")
     smoke_entries = _by_claim(_records(() if smoke is None else smoke), "smoke")
-    return {
-        claim.id: _judge(claim, full_entries.get(claim.id, []), smoke_entries.get(claim.id, [])) for claim in claims()
-    }
+    found = {}
+    for claim in claims():
+        verdict = _judge(claim, full_entries.get(claim.id, []), smoke_entries.get(claim.id, []))
+        if several := reduced_entries.get(claim.id):
+            said, detail = _experiment(claim.at_reduced_scale, several, judge_reduced)
+            verdict = replace(verdict, reduced=said, reduced_detail=detail)
+        found[claim.id] = verdict
+    return found
 
 
 def _records(source: Iterable[Record] | Path | str) -> Iterable[Record]:
@@ -129,7 +148,8 @@ def _by_claim(records: Iterable[Record], mode: str) -> dict[str, list[tuple[Reco
         for entry in record.entries:
             if entry.claim not in known:
                 raise LedgerError(f"{record.path}: claim {entry.claim!r} is not in the ledger")
-            problems = _unsound(record, entry, known[entry.claim])
+            claim = known[entry.claim]
+            problems = _unsound(record, entry, claim if mode != "reduced" else claim.at_reduced_scale)
             if problems:
                 raise LedgerError(f"{record.path}: {entry.claim}: {'; '.join(problems)}")
             found.setdefault(entry.claim, []).append((record, entry))
@@ -215,7 +235,11 @@ def _support(evidence: list) -> str:
     return ", ".join(parts)
 
 
-def _experiment(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, str]:
+def _experiment(
+    claim: Claim,
+    full: list[tuple[Record, Entry]],
+    judge: Callable[[Claim, list[float]], tuple[str, str]] | None = None,
+) -> tuple[str, str]:
     values: dict[int, float] = {}
     recipes = {record.info["recipe"] for record, _ in full}
     if len(recipes) > 1:
@@ -238,7 +262,7 @@ def _experiment(claim: Claim, full: list[tuple[Record, Entry]]) -> tuple[str, st
     counted = [seed for seed in claim.fixed_seeds if seed in values]
     if not counted:
         return "incomplete", f"no record of the seeds {_listed(claim.fixed_seeds)}, only of others"
-    verdict, detail = judge_experiment(claim, [values[seed] for seed in counted])
+    verdict, detail = (judge or judge_experiment)(claim, [values[seed] for seed in counted])
     if len(counted) < claim.seeds:
         detail += f"; no record of seed {_listed(seed for seed in claim.fixed_seeds if seed not in values)}"
     left = len(values) - len(counted)
@@ -289,6 +313,42 @@ def judge_experiment(claim: Claim, values: list[float]) -> tuple[str, str]:
     if claim.printed is not None and claim.sense == "equal" and low <= mean <= high:
         return "consistent", detail
     return "inconclusive", f"{detail}; an effect of {2 * half:.2g} would have been seen"
+
+
+def judge_reduced(claim: Claim, values: list[float]) -> tuple[str, str]:
+    """What one number per seed says at reduced scale, by the 95% interval of its mean; one of `REDUCED`.
+
+    Args:
+        claim: as it is asked there, see `resid.ledger.catalog.Claim.at_reduced_scale`. The margin is the effect that
+            matters; the target is the value without an effect, or, where the sense is "equal", what is claimed.
+        values: one for each seed that was fixed.
+
+    Returns:
+        For "equal": "holds" where the interval lies within the margin of the target, "does not hold" where it lies
+        outside, else "undecided". For a one-sided claim: "holds" and "does not hold" where the interval lies on one
+        side of the target; "no effect seen" where it has the target in it and no effect that matters; else "undecided".
+        Without an effect at most one in twenty says "holds" or "does not hold". With fewer seeds "incomplete".
+    """
+    assert claim.target is not None
+    n, finite = len(values), all(map(math.isfinite, values))
+    mean = float(np.mean(values))
+    if n < claim.seeds:
+        return "incomplete", f"{n} of {claim.seeds} seeds, so far {mean:.4g}"
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    detail = f"{mean:.4g} +- {half:.2g} (95%, {n} seeds)"
+    if not finite:
+        return "does not hold", "a run did not end in a finite value"
+    low, high = mean - half - claim.target, mean + half - claim.target
+    if claim.sense == "equal":
+        if -claim.margin <= low and high <= claim.margin:
+            return "holds", detail
+        return ("does not hold" if low > claim.margin or high < -claim.margin else "undecided"), detail
+    if claim.sense == "at-most":
+        low, high = -high, -low
+    if low > 0 or high < 0:
+        return ("holds" if low > 0 else "does not hold"), detail
+    seen = f"{detail}; an effect of {2 * half:.2g} would have been seen"
+    return ("no effect seen" if max(high, -low) < claim.margin else "undecided"), seen
 
 
 def _single(claim: Claim, value: float) -> str:

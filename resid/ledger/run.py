@@ -23,7 +23,7 @@ from resid.ledger.errors import ClaimFailed, LedgerError
 from resid.ledger.evidence import KINDS, Evidence, to_json
 from resid.ledger.store import name_of, write_record
 
-MODES = ("smoke", "full")
+MODES = ("smoke", "reduced", "full")
 _ROOT = Path(__file__).resolve().parents[2]
 _CODE = ("resid", "book", "benchmarks", "pyproject.toml", "constraints.txt", ":(exclude)benchmarks/results")
 _RECIPE = re.compile(r"[A-Za-z0-9_-]+")
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def mode(self) -> str:
-        """ "smoke" or "full"."""
+        """ "smoke", "reduced" or "full"."""
         return self._content["mode"]
 
     @property
@@ -112,6 +112,8 @@ class Run:
                 cannot be about this claim, or that has been recorded before.
         """
         claim = get_claim(claim_id)
+        if self.mode == "reduced":
+            claim = claim.at_reduced_scale
         if not isinstance(measured, tuple(KINDS.values())):
             raise OptionError(f"measured = {measured!r}: Cases, Symbolic, Counterexample or Seeds is needed")
         if self._content["finished"]:
@@ -176,7 +178,7 @@ def start_run(
     """Open a run; `record` and `finish_run` then refer to it.
 
     Args:
-        mode: "smoke" or "full". Written into the record for good: a smoke record never counts as a full one.
+        mode: "smoke", "reduced" or "full". Written into the record for good: records of one never count as another.
         seeds: of the random numbers used.
         folder: for the record; default `RESID_RESULTS`, else `resid-results` in the working directory.
         recipe: hash of the recipe, for experiments with several; becomes part of the file's name.

@@ -43,7 +43,7 @@ class Record:
 
     @property
     def mode(self) -> str:
-        """ "smoke" or "full"."""
+        """ "smoke", "reduced" or "full"."""
         return self.info["mode"]
 
 

@@ -41,7 +41,9 @@ def scoreboard(
         if verdict.detail and verdict.detail not in verdict.label:
             judged.append(verdict.detail)
         judged.append(f"[{claim.chapter}]({claim.chapter}.ipynb)" if claim.chapter in pages else claim.chapter)
-        judged = ["; ".join(judged), *([f"*This build: {verdict.quick_check}*"] if verdict.quick_check else [])]
+        beside = [f"At reduced scale: {verdict.reduced}, {verdict.reduced_detail}"] if verdict.reduced else []
+        beside += [f"This build: {verdict.quick_check}"] if verdict.quick_check else []
+        judged = ["; ".join(judged), *(f"*{text}*" for text in beside)]
         cells = (where, statement, "<br>".join(judged))
         rows.append("| " + " | ".join(_cell(c) for c in cells) + " |")
     return "\n".join(rows)
