@@ -196,8 +196,10 @@ def keep(folder: Path) -> str:
         shutil.copy(source, target)
         try:
             verdicts(RESULTS)
-            for entry in read_record(source).entries:
-                if get_claim(entry.claim).recipes and (foreign := foreign_recipes(entry.claim, entry.evidence)):
+            record = read_record(source)
+            for entry in record.entries:
+                claim = get_claim(entry.claim) if record.mode == "full" else get_claim(entry.claim).at_reduced_scale
+                if claim.recipes and (foreign := foreign_recipes(claim, entry.evidence)):
                     raise LedgerError(f"{entry.claim}: {foreign}")
         except LedgerError as error:
             refused = BUILD / "refused"

@@ -391,7 +391,7 @@ def test_a_chapter_records_the_part_it_is_given_or_all_that_are_finished(tmp_pat
     monkeypatch.setattr(cifar_parts, "finished_runs", lambda recipes, seeds, *_: {(n, 0): [] for n in recipes})
     runs = cifar_parts.run_parts(chapter, "branches", count=1, compute="compile=default", nproc=2)
     assert list(runs) == [(f"li-figure-2-{depth}", 0) for depth in (20, 56, 110)]
-    assert done == [("branches", ("full", 1, 0, "compile=default")), "beyond/shortcut-branches", "end"]
+    assert done == [("branches", (1, 0, "compile=default")), "beyond/shortcut-branches", "end"]
     with pytest.raises(OptionError, match=r"PART = 'figure-3': .* has figure-2, counts, figure-9"):
         cifar_parts.run_parts(chapter, "figure-3", nproc=2)
     done.clear()
@@ -413,7 +413,7 @@ def test_a_chapter_records_the_part_it_is_given_or_all_that_are_finished(tmp_pat
 )
 def test_some_seeds_of_a_part_have_a_record_of_their_own(tmp_path, monkeypatch, count, first, seeds, name):
     monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
-    assert get_part("experiments/shortcut_depth_cifar", "figure-2").start("full", count, first) == seeds
+    assert get_part("experiments/shortcut_depth_cifar", "figure-2").start(count, first) == seeds
     record("li/figure-2", Seeds([1.0] * len(seeds), seeds, "made up"))
     assert [path.name for path in tmp_path.iterdir()] == [f"experiments-shortcut_depth_cifar.full.{name}"]
 
@@ -423,7 +423,7 @@ def test_a_record_has_the_precision_of_its_recipes(tmp_path, monkeypatch):
     for precision, told in (("fp32", "float32"), ("bf16", "bfloat16")):
         recipes = {name: recipe.replace(precision=precision) for name, recipe in RECIPES.items()}
         monkeypatch.setattr(cifar_parts, "RECIPES", recipes)
-        get_part("experiments/shortcut_depth_cifar", "figure-2").start("full")
+        get_part("experiments/shortcut_depth_cifar", "figure-2").start()
         record("li/figure-2", Seeds([1.0], [0], "made up"))
         (path,) = tmp_path.iterdir()
         assert json.loads(path.read_text())["precision"] == told
@@ -443,7 +443,7 @@ def test_evidence_says_on_what_it_was_trained():
 def test_counts_do_not_depend_on_seeds(tmp_path, monkeypatch):
     monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
     part = get_part("experiments/shortcut_depth_cifar", "counts")
-    part.start("full", 2, 1)
+    part.start(2, 1)
     for claim, found in part.evidence():
         record(claim, found)
     assert [path.name for path in tmp_path.iterdir()] == ["experiments-shortcut_depth_cifar.full.counts.partial"]
@@ -493,7 +493,7 @@ def test_a_part_can_be_computed_in_other_ways(tmp_path, monkeypatch):
         return {(name, seed): run([1.0, 50.0]) for name in recipes for seed in seeds}
 
     monkeypatch.setattr(cifar_parts, "run_recipes", trained)
-    part.start("full", 1, 2, ways)
+    part.start(1, 2, ways)
     ((claim, found),) = part.evidence(1, 2, ways)
     record(claim, found)
     assert asked == [(several, (2,))]

@@ -42,6 +42,7 @@ ALLCONV = ("tests/experiments/test_measures.py", "experiments/allconv_cifar")
 SHORTCUT_CIFAR = ("tests/experiments/test_measures.py", "experiments/shortcut_depth_cifar")
 PROCRESNET = ("tests/experiments/test_measures.py", "experiments/procresnet_cifar")
 LEDGER = ("tests/ledger/test_ledger.py", "")
+REDUCED = ("tests/ledger/test_reduced.py", "")
 BATCHES = ("tests/data/test_batches.py", "")
 TRAIN = ("tests/training/test_trainer.py", "")
 FAULTS = ("tests/training/test_faults.py", "")
@@ -1408,9 +1409,37 @@ MUTATIONS = (
     Mutation(
         "a verdict from fewer seeds than were fixed",
         "resid/ledger/judge.py",
-        "    if n < claim.seeds:",
-        "    if n < 1:",
+        "    if n < claim.seeds:\n        return (",
+        "    if n < 1:\n        return (",
         *LEDGER,
+    ),
+    Mutation(
+        "reduced scale: a verdict from fewer seeds than were fixed",
+        "resid/ledger/judge.py",
+        '    if n < claim.seeds:\n        return "incomplete"',
+        '    if n < 2:\n        return "incomplete"',
+        *REDUCED,
+    ),
+    Mutation(
+        "reduced scale: no effect seen where one that matters may be there",
+        "resid/ledger/judge.py",
+        "if max(high, -low) < claim.margin else",
+        "if min(high, -low) < claim.margin else",
+        *REDUCED,
+    ),
+    Mutation(
+        "reduced scale: its records count as full ones",
+        "resid/ledger/judge.py",
+        '(record for record in records if record.mode != "reduced"), "full")',
+        '(replace(record, info={**record.info, "mode": "full"}) for record in records), "full")',
+        *REDUCED,
+    ),
+    Mutation(
+        "reduced scale: judged by the terms of the full claim",
+        "resid/ledger/run.py",
+        "            claim = claim.at_reduced_scale",
+        "            claim.at_reduced_scale",
+        *REDUCED,
     ),
     Mutation(
         "an interval across the edge counts for the side of its mean",

@@ -50,6 +50,7 @@ __all__ = [
     "evidence",
     "foreign_recipes",
     "get_part",
+    "measured",
     "paper_and_ours",
     "parts_of",
     "parts_table",
@@ -69,13 +70,13 @@ _PRECISIONS = {"fp32": "float32", "tf32": "float32 with TF32", "bf16": "bfloat16
 
 
 def seeds_of(claim: Claim, count: int = 0, first: int = 0) -> tuple[int, ...]:
-    """Return `count` seeds from the first on; as many as the claim fixes if the count is 0.
+    """Return `count` seeds from the first on; those that the claim fixes if both are 0.
 
     Example:
         >>> seeds_of(get_claim("li/figure-9-longer"), 2, first=7)
         (7, 8)
     """
-    return tuple(range(first, first + (count or claim.seeds)))
+    return tuple(range(first, first + (count or claim.seeds)) if count or first else claim.fixed_seeds)
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,14 @@ class Part:
     Args:
         chapter: "experiments/procresnet_cifar", say.
         name: "figure-3", say.
-        claims: in the order of the ledger.
+        claims: in the order of the ledger; at reduced scale as they are asked there.
+        mode: "full" or "reduced".
     """
 
     chapter: str
     name: str
     claims: tuple[Claim, ...]
+    mode: str = "full"
 
     @property
     def trains(self) -> bool:
@@ -143,7 +146,7 @@ class Part:
         wanted = {(name, seed) for c in self.claims for name in c.recipes for seed in seeds_of(c, count, first)}
         return wanted <= set(finished_runs(self.recipes(compute), sorted({seed for _, seed in wanted}), folder))
 
-    def start(self, mode: str, count: int = 0, first: int = 0, compute: str = "") -> tuple[int, ...]:
+    def start(self, count: int = 0, first: int = 0, compute: str = "") -> tuple[int, ...]:
         """Open the run that the part records into, see `resid.ledger.start_run`; return its seeds.
 
         The device is the one that records; what was trained on another says so in its evidence. With a count of seeds,
@@ -154,7 +157,7 @@ class Part:
         trained = sorted({_PRECISIONS[recipe.precision] for recipe in self.recipes(compute).values()})
         precision = ", ".join(trained) or ("float64" if counts else "float32")
         some = bool(count or first) and not counts
-        start_run(mode, seeds, recipe=self.name, precision=precision, device=device, some_seeds=some)
+        start_run(self.mode, seeds, recipe=self.name, precision=precision, device=device, some_seeds=some)
         return seeds
 
     def evidence(
@@ -188,22 +191,28 @@ class Part:
             recipes = self.recipes(compute)
             runs = run_recipes(recipes, self.seeds(count, first), **options)
             for claim in self.claims:
-                yield claim.id, evidence(claim.id, runs, seeds_of(claim, count, first), recipes=recipes)
+                yield claim.id, measured(claim, claim.recipes, runs, seeds_of(claim, count, first), recipes)
 
 
 @functools.cache
-def parts_of(chapter: str) -> dict[str, Part]:
+def parts_of(chapter: str, mode: str = "full") -> dict[str, Part]:
     """Return the parts of a chapter by name, in the order in which the ledger names them first.
+
+    Args:
+        chapter: of `chapters`.
+        mode: "full", or "reduced" for what is asked at reduced scale.
 
     Example:
         >>> list(parts_of("experiments/shortcut_depth_cifar"))[:3]
         ['figure-2', 'counts', 'figure-9']
     """
+    check_option("mode", mode, ("full", "reduced"))
     named: dict[str, list[Claim]] = {}
     for claim in claims():
-        if claim.chapter == chapter and claim.part:
-            named.setdefault(claim.part, []).append(claim)
-    return {name: Part(chapter, name, tuple(several)) for name, several in named.items()}
+        if claim.chapter == chapter and (claim.part if mode == "full" else claim.reduced):
+            asked = claim if mode == "full" else claim.at_reduced_scale
+            named.setdefault(asked.part, []).append(asked)
+    return {name: Part(chapter, name, tuple(several), mode) for name, several in named.items()}
 
 
 def chapters() -> tuple[str, ...]:
@@ -211,26 +220,34 @@ def chapters() -> tuple[str, ...]:
     return tuple(dict.fromkeys(claim.chapter for claim in claims() if claim.part))
 
 
-def get_part(chapter: str, name: str) -> Part:
-    """Return a part of a chapter.
+def get_part(chapter: str, name: str, mode: str = "full") -> Part:
+    """Return a part of a chapter, see `parts_of`.
 
     Raises:
         OptionError: the chapter has no part of this name; the text lists those that it has.
     """
-    parts = parts_of(chapter)
+    parts = parts_of(chapter, mode)
     if name not in parts:
-        raise OptionError(f"PART = {name!r}: {chapter} has {', '.join(parts)}")
+        raise OptionError(f"PART = {name!r}: {chapter} has {', '.join(parts) or 'none'} in mode {mode}")
     return parts[name]
 
 
 def run_parts(
-    chapter: str, part: str = "", *, count: int = 0, first: int = 0, compute: str = "", **options: Any
+    chapter: str,
+    part: str = "",
+    *,
+    mode: str = "full",
+    count: int = 0,
+    first: int = 0,
+    compute: str = "",
+    **options: Any,
 ) -> Runs:
-    """Train and record a part of a chapter in full; without a name, record all parts whose trainings are finished.
+    """Train and record a part of a chapter; without a name, record all parts whose trainings are finished.
 
     Args:
         chapter: of `chapters`.
         part: its name, or "".
+        mode: "full" or "reduced".
         count: of seeds, see `seeds_of`.
         first: seed.
         compute: see `Part.recipes`.
@@ -240,14 +257,14 @@ def run_parts(
         The metrics of all trainings, (recipe, seed) -> a dictionary for each epoch.
     """
     if part:
-        todo = [get_part(chapter, part)]
+        todo = [get_part(chapter, part, mode)]
     else:
-        todo = [p for p in parts_of(chapter).values() if p.finished(count, first, compute=compute)]
+        todo = [p for p in parts_of(chapter, mode).values() if p.finished(count, first, compute=compute)]
     runs: Runs = {}
     for one in todo:
-        seeds = one.start("full", count, first, compute)
-        for claim, measured in one.evidence(count, first, compute, **options):
-            book.record(claim, measured)
+        seeds = one.start(count, first, compute)
+        for claim, found in one.evidence(count, first, compute, **options):
+            book.record(claim, found)
         book.finish()
         if one.trains:
             runs |= finished_runs(one.recipes(compute), seeds)
@@ -297,8 +314,26 @@ def evidence(
     names = claim.small if small else claim.recipes
     if not names:
         raise OptionError(f"claim_id = {claim_id!r}: the claim names no {'small ' if small else ''}recipes")
+    return measured(claim, names, runs, seeds, recipes)
+
+
+def measured(
+    claim: Claim, names: Sequence[str], runs: Runs, seeds: Sequence[int], recipes: Mapping[str, Recipe]
+) -> Seeds:
+    """Return the number that a claim's measure makes of the runs of some recipes, for each seed, and say of what.
+
+    Args:
+        claim: its `measure` counts.
+        names: of the recipes, in the order of the claim's test.
+        runs: see `resid.training.sweep.run_recipes`.
+        seeds: to take.
+        recipes: by which the runs were made.
+
+    Raises:
+        OptionError: a run is not there.
+    """
     if missing := [f"{name} seed {seed}" for seed in seeds for name in names if (name, seed) not in runs]:
-        raise OptionError(f"{claim_id}: there are no runs of {', '.join(missing)}")
+        raise OptionError(f"{claim.id}: there are no runs of {', '.join(missing)}")
     measure = MEASURES[claim.measure]
     if takes_depths(measure):
         measure = functools.partial(measure, depths=[RECIPES[name].network_options["depth"] for name in names])
@@ -314,17 +349,17 @@ def evidence(
     return Seeds(values, seeds, "; ".join(words))
 
 
-def foreign_recipes(claim_id: str, measured: Seeds) -> str:
+def foreign_recipes(claim: Claim, evidence_: Seeds) -> str:
     """Say what a record's evidence tells of its recipes that is not so; "" if they are the claim's, at their hashes.
 
     How a recipe is computed (`COMPUTE`) may differ: the record's precision tells of it.
 
     Args:
-        claim_id: of an experiment with recipes.
-        measured: made by `evidence`, of the recipes of the papers.
+        claim: an experiment with recipes; of a record at reduced scale as it is asked there.
+        evidence_: made by `measured`.
     """
-    told = re.findall(r"([\w.-]+) \(([0-9a-f]{16})\)", measured.what.partition(";")[0])
-    wanted = get_claim(claim_id).recipes
+    told = re.findall(r"([\w.-]+) \(([0-9a-f]{16})\)", evidence_.what.partition(";")[0])
+    wanted = claim.recipes
     if tuple(name for name, _ in told) != wanted:
         return f"measured on {', '.join(name for name, _ in told) or 'no recipe'}, not on {', '.join(wanted)}"
     for name, stored in told:
