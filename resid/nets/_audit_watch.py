@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from resid.errors import OptionError
-from resid.theory.norms.bounds import SLOPES
+from resid.theory.norms import SLOPES
 
 __all__ = ["Call", "Chain", "Watch", "watching"]
 

@@ -23,7 +23,9 @@ class AllConvBlock(nn.Module):
     Where the shape changes x is averaged over stride x stride squares and padded with zero channels, half on each side.
 
     Args:
-        inputs, outputs: channels, outputs - inputs even and not negative. stride: 1 or more.
+        inputs: channels, outputs - inputs even and not negative.
+        outputs: channels, outputs - inputs even and not negative.
+        stride: 1 or more.
         batch_norm: normalise before each convolution, which the paper does not do.
 
     Raises:
@@ -59,18 +61,23 @@ class AllConvResNet(nn.Module):
     strides=(2, 2, 2, 2)` is that network's layout, with a first block that halves the image in place of the pooling.
 
     Args:
-        classes: of the output. channels: of the images. blocks: per stage, one number for all or one each.
-        widths: of the stem and of the stages. stem: its kernel size, odd, and its stride. strides: of the first block
-            of each stage, default 1 and then 2.
+        classes: of the output.
+        channels: of the images.
+        blocks: per stage, one number for all or one each.
+        widths: of the stem and of the stages.
+        stem: its kernel size, odd, and its stride.
+        strides: of the first block of each stage, default 1 and then 2.
         init: of the residual convolutions, k their kernel size and c their output channels: normal with standard
             deviation 1/(k^2 c) ("paper"), the 1/(k sqrt(c)) that the paper compares with ("standard"), or "zero".
-        fixed_head: the last layer is random and not trained, as in the paper. batch_norm: see `AllConvBlock`.
+        fixed_head: the last layer is random and not trained, as in the paper.
+        batch_norm: see `AllConvBlock`.
 
     The paper does not say how stem and head are drawn: the stem is normal with variance 2/(k^2 c) and the head uniform
     with variance 1/inputs, as in the public code that its experiments start from.
 
     Raises:
-        DepthError, OptionError: numbers or names of no use.
+        DepthError: numbers or names of no use.
+        OptionError: an option is not one of those listed.
 
     Example:
         >>> net = AllConvResNet()

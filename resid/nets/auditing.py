@@ -27,7 +27,7 @@ from resid.errors import OptionError, ShapeError
 from resid.nets._audit_state import left_as_it_was
 from resid.nets._audit_watch import Call, Chain, watching
 from resid.theory.conv_spectrum.spectrum import conv_singular_values
-from resid.theory.norms.bounds import DIRECTIONS
+from resid.theory.norms import DIRECTIONS
 
 __all__ = ["Audit", "BlockAudit", "LayerAudit", "audit", "find_blocks"]
 
@@ -54,12 +54,17 @@ class LayerAudit:
 class BlockAudit:
     """One call of one block.
 
-    name: of the module; from the second call on with "#2" and so on. in_norm, out_norm: gradient norms at its input
-    (through the block) and first output, of the whole batch. stream: norm of the input. branch: norm of output minus
-    input, NaN where the shapes differ. layers: its convolutions (`Conv2d`) and linear layers. bound: see `audit`.
-    outputs: through how many outputs the gradient came back; where these are several, their ratio is NaN, since
-    in_norm is the norm of all that came back, out_norm of one part of what went in. rounding: the size of a branch
-    below which rounding of the output would tell, 4 eps of the output's norm.
+    Attributes:
+        name: of the module; from the second call on with "#2" and so on.
+        in_norm: gradient norms at its input (through the block) and first output, of the whole batch.
+        out_norm: gradient norms at its input (through the block) and first output, of the whole batch.
+        stream: norm of the input.
+        branch: norm of output minus input, NaN where the shapes differ.
+        layers: its convolutions (`Conv2d`) and linear layers.
+        bound: see `audit`.
+        outputs: through how many outputs the gradient came back; where these are several, their ratio is NaN, since
+            in_norm is the norm of all that came back, out_norm of one part of what went in.
+        rounding: the size of a branch below which rounding of the output would tell, 4 eps of the output's norm.
     """
 
     name: str
@@ -98,7 +103,8 @@ class BlockAudit:
 class Audit:
     """Every call of every block, in the order of the calls, and the direction in which ratios are shown.
 
-    uncalled: names of the blocks that the model did not call.
+    Attributes:
+        uncalled: names of the blocks that the model did not call.
     """
 
     blocks: tuple[BlockAudit, ...]
@@ -179,12 +185,14 @@ def audit(
     a second branch, two sums, a convolution that pads by reflecting or repeating pixels.
 
     Args:
-        model: any module. inputs: its input, a tuple of inputs, or a dict of keyword arguments.
+        model: any module.
+        inputs: its input, a tuple of inputs, or a dict of keyword arguments.
         loss: maps the model's output to a scalar.
         blocks: which submodules are blocks: a type or types, a pattern for qualified names ("layers.*"), or a function
             of name and module; default, see `find_blocks`. A block's first tensor argument and first tensor output
             count. Other outputs that depend on this argument and have a gradient make its ratio NaN.
-        direction: "out/in", as the paper plots, or "in/out", as it bounds. sigma: whether to decompose layers.
+        direction: "out/in", as the paper plots, or "in/out", as it bounds.
+        sigma: whether to decompose layers.
 
     Returns:
         the audit; print it, or use `table`, `notes`, `figure`, `ratios`, `end_to_end`.

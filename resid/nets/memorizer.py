@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from resid.theory.memorize.network import Memorizer
+from resid.theory.memorize import Memorizer
 
 __all__ = ["MemorizerNet", "export_memorizer"]
 
@@ -47,7 +47,7 @@ def export_memorizer(memorizer: Memorizer) -> MemorizerNet:
     """A module with the weights of a constructed network, copied, in its precision and on its device.
 
     Example:
-        >>> from resid.theory.memorize.network import construct_memorizer
+        >>> from resid.theory.memorize import construct_memorizer
         >>> net = export_memorizer(construct_memorizer([[0.0], [1.0], [2.0]], [0, 1, 0], width=2))
         >>> net(torch.tensor([[1.0]])).argmax().item()
         1

@@ -36,8 +36,11 @@ class NormPreserving(nn.Module):
     """Parametrization of a Conv2d weight by a norm-preserving kernel near it; gradients pass through the projection.
 
     Args:
-        conv: the layer, whose stride, groups and dilation count. n: size of its input. relu, repeats, method: of
-            `resid.theory.procrustes.project_norm_preserving`.
+        conv: the layer, whose stride, groups and dilation count.
+        n: size of its input.
+        relu: of `resid.theory.procrustes.project_norm_preserving`.
+        repeats: of `resid.theory.procrustes.project_norm_preserving`.
+        method: of `resid.theory.procrustes.project_norm_preserving`.
     """
 
     def __init__(self, conv: nn.Conv2d, n: Any, relu: bool = False, repeats: int = 1, method: str = "auto") -> None:
@@ -66,7 +69,9 @@ def norm_preserving(conv: nn.Conv2d, n: Any, relu: bool = False, repeats: int = 
     `torch.nn.utils.parametrize.remove_parametrizations(conv, "weight")` takes it off again.
 
     Raises:
-        OptionError: not a `torch.nn.Conv2d`. SizeError, ShapeError: n, repeats or weight of no use.
+        OptionError: not a `torch.nn.Conv2d`.
+        SizeError: n, repeats or weight of no use.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
 
     Example:
         >>> layer = norm_preserving(torch.nn.Conv2d(4, 8, 1, bias=False), n=8)
@@ -87,15 +92,19 @@ class ProcrustesProjection:
 
     Args:
         layers: (conv, n) or (conv, n, relu) for each layer, n the size of its input; see `input_sizes`.
-        every: project after every so many steps. probability: instead, toss a coin after each step, as the released
-            code does with 1/2; the same coin for all layers. repeats, method: as for `project_norm_preserving`.
-        seed: of the coin. released: instead of Algorithm 1, carry out `resid.theory.procrustes` at the size of
-            the layer's output, slip and all: to compare with.
+        every: project after every so many steps.
+        probability: instead, toss a coin after each step, as the released code does with 1/2; the same coin for all
+            layers.
+        repeats: as for `project_norm_preserving`.
+        method: as for `project_norm_preserving`.
+        seed: of the coin.
+        released: instead of Algorithm 1, carry out `resid.theory.procrustes` at the size of the layer's output, slip
+            and all: to compare with.
 
     Raises:
         OptionError: no layer, something else than a `torch.nn.Conv2d`, a layer with a parametrized weight, groups or
-            dilation that the released code does not know, or a probability outside (0, 1]. SizeError: n or every of no
-            use.
+            dilation that the released code does not know, or a probability outside (0, 1].
+        SizeError: n or every of no use.
 
     Example:
         >>> layer = torch.nn.Conv2d(3, 6, 1, bias=False)

@@ -27,13 +27,16 @@ class Bottleneck(nn.Module):
     z, are shared: the block is branch(z) + W z with a 1 x 1 convolution W.
 
     Args:
-        inputs: channels of the input. m: channels inside; the output has 4m. stride: of the first 1 x 1 convolution
-            (and of W). shortcut: see above; "identity" needs inputs = 4m and stride 1.
-        erase_relu: leave out the last ReLU, the one before the last 1 x 1 convolution. The paper does not say which
-            one it erases; this is our reading.
+        inputs: channels of the input.
+        m: channels inside; the output has 4m.
+        stride: of the first 1 x 1 convolution (and of W).
+        shortcut: see above; "identity" needs inputs = 4m and stride 1.
+        erase_relu: leave out the last ReLU, the one before the last 1 x 1 convolution. The paper does not say which one
+            it erases; this is our reading.
 
     Raises:
-        OptionError: unknown shortcut. ShapeError: an identity that does not fit.
+        OptionError: unknown shortcut.
+        ShapeError: an identity that does not fit.
     """
 
     def __init__(
@@ -117,7 +120,10 @@ class PreActResNet(_Network):
     convolution for a shortcut, with stride 1, 2 and 2, all others the identity.
 
     Args:
-        depth: 9n + 2. width: m of the first stage, 16 in the paper. channels: of the images. classes: of the output.
+        depth: 9n + 2.
+        width: m of the first stage, 16 in the paper.
+        channels: of the images.
+        classes: of the output.
         erase_relu: see `Bottleneck`.
 
     Raises:

@@ -26,8 +26,12 @@ BLOCKS = (AllConvBlock, Bottleneck, ShortcutBlock)
 class ShapeRow:
     """Consecutive parts of a network that are alike.
 
-    name: of the first, and of the last where there are several. layers: the convolutions and linear layers in each.
-    count: how many parts. shape: of what comes out, without the batch. parameters: trained ones, of all parts together.
+    Attributes:
+        name: of the first, and of the last where there are several.
+        layers: the convolutions and linear layers in each.
+        count: how many parts.
+        shape: of what comes out, without the batch.
+        parameters: trained ones, of all parts together.
     """
 
     name: str
@@ -77,8 +81,9 @@ def shape_table(
     the network does after its last part, and parameters of no part, are a row "rest". The network is left as it was.
 
     Args:
-        model: any network. image: shape of one image, (channels, height, width). blocks: types that are shown as one
-            part each; default those of this library.
+        model: any network.
+        image: shape of one image, (channels, height, width).
+        blocks: types that are shown as one part each; default those of this library.
 
     Raises:
         OptionError: image is not made of positive integers.

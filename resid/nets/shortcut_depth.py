@@ -24,7 +24,11 @@ class ShortcutBlock(nn.Module):
     convolution of stride 2 with batch norm ("B").
 
     Args:
-        inputs, outputs: channels. length: k. stride: of the first convolution. shortcut: "A" or "B".
+        inputs: channels.
+        outputs: channels.
+        length: k.
+        stride: of the first convolution.
+        shortcut: "A" or "B".
         leading: whether F begins with batch norm and ReLU; the stem in front of the first block has its own.
         batch_norm: without it F is ReLU and convolution, k times, and the last convolution starts at zero.
     """
@@ -71,8 +75,12 @@ class ShortcutDepthResNet(nn.Module):
     average, linear layer. The convolution that changes the shape is the first of a stage, for every k.
 
     Args:
-        depth: 3 L + 2 with L divisible by length. length: k. width: 16 in the paper. channels: of the images.
-        classes: of the output. shortcut: "A" or "B", see `ShortcutBlock`; the paper does not say which.
+        depth: 3 L + 2 with L divisible by length.
+        length: k.
+        width: 16 in the paper.
+        channels: of the images.
+        classes: of the output.
+        shortcut: "A" or "B", see `ShortcutBlock`; the paper does not say which.
         batch_norm: if not, there is no normalisation anywhere and the last convolution of every branch starts at zero,
             so that the network starts as the identity between stem and head: nearer to Theorem 2, whose small weights
             batch norm takes away.
@@ -80,7 +88,8 @@ class ShortcutDepthResNet(nn.Module):
     Initial weights: normal with variance 2/(9 outputs), the linear layer's bias zero.
 
     Raises:
-        DepthError: a depth that cannot be grouped. OptionError: an unknown shortcut.
+        DepthError: a depth that cannot be grouped.
+        OptionError: an unknown shortcut.
 
     Example:
         >>> [sum(p.numel() for p in ShortcutDepthResNet(38, k).parameters()) for k in (1, 2, 3, 4)]

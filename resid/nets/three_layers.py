@@ -24,7 +24,11 @@ class ThreeLayers(nn.Module):
     projection is exact up to its crop and no gradient is lost at the border.
 
     Args:
-        c, d: channels of the middle layer. kernel: its size. classes: of the output. channels: of an image.
+        c: channels of the middle layer.
+        d: channels of the middle layer.
+        kernel: its size.
+        classes: of the output.
+        channels: of an image.
         nets: networks side by side, as groups of channels; none has to do with another.
     """
 

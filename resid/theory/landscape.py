@@ -7,7 +7,6 @@ corrected. Throughout E = (I + A_depth) ... (I + A_1) - R, and Sigma = E[x x^T] 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from resid._ambient import isolated
 from resid._arguments import (
     EPS,
+    ArrayLike,
     as_covariance,
     as_layers,
     as_samples,
@@ -42,7 +42,7 @@ FORMS = ("norm", "product")
 
 
 @isolated
-def population_risk(A: Any, R: Any, sigma: Any) -> Tensor:
+def population_risk(A: ArrayLike, R: ArrayLike, sigma: ArrayLike) -> Tensor:
     """Excess population risk f(A) - E||noise||^2 = ||E Sigma^(1/2)||_F^2 = tr(E Sigma E^T).
 
     Args:
@@ -54,7 +54,9 @@ def population_risk(A: Any, R: Any, sigma: Any) -> Tensor:
         (...), the risk without the constant E||noise||^2; >= 0, zero at a global minimum. Differentiable in `A`.
 
     Raises:
-        ShapeError, NotFiniteError, CovarianceError: shapes that do not fit, NaN, sigma not a covariance.
+        ShapeError: shapes that do not fit, NaN, sigma not a covariance.
+        NotFiniteError: an entry is NaN or infinite.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
 
     Source: Hardt & Ma 2016, Claim 2.3 (whose proof prints the constant as E[x x^T]; it is E||noise||^2).
 
@@ -69,20 +71,24 @@ def population_risk(A: Any, R: Any, sigma: Any) -> Tensor:
 
 
 @isolated
-def risk_gradient(A: Any, R: Any, sigma: Any) -> Tensor:
+def risk_gradient(A: ArrayLike, R: ArrayLike, sigma: ArrayLike) -> Tensor:
     """Gradient of `population_risk` in every layer: 2 (W_l ... W_(i+1))^T E Sigma (W_(i-1) ... W_1)^T, W_j = I + A_j.
 
     Lemma 2.4 of Hardt & Ma 2016 prints both chains in reversed order; this is the order that autograd confirms. Cost:
     3 depth products of (d, d) matrices.
 
     Args:
-        A, R, sigma: as in `population_risk`.
+        A: as in `population_risk`.
+        R: as in `population_risk`.
+        sigma: as in `population_risk`.
 
     Returns:
         Like `A`.
 
     Raises:
-        ShapeError, NotFiniteError, CovarianceError: as in `population_risk`.
+        ShapeError: as in `population_risk`.
+        NotFiniteError: an entry is NaN or infinite.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
 
     Example:
         >>> A = torch.zeros(2, 1, 1)
@@ -93,7 +99,7 @@ def risk_gradient(A: Any, R: Any, sigma: Any) -> Tensor:
 
 
 @isolated
-def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tensor:
+def gradient_lower_bound(A: ArrayLike, R: ArrayLike, sigma: ArrayLike, form: str = "norm") -> Tensor:
     """Lower bound on ||gradient||_F^2 that makes every critical point with all ||A_i|| < 1 a global minimum.
 
     form="norm": 4 depth (1 - tau)^(2 (depth - 1)) sigma_min(Sigma) f, with tau = max_i ||A_i||_2 and f the excess risk.
@@ -108,14 +114,19 @@ def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tens
     sigma_min(Sigma)^2; both are refuted in the chapter `linear/landscape`.
 
     Args:
-        A, R, sigma: as in `population_risk`.
+        A: as in `population_risk`.
+        R: as in `population_risk`.
+        sigma: as in `population_risk`.
         form: "norm" or "product".
 
     Returns:
         (...), the bound for each network.
 
     Raises:
-        ShapeError, NotFiniteError, CovarianceError, OptionError: as in `population_risk`; unknown form.
+        ShapeError: as in `population_risk`; unknown form.
+        NotFiniteError: an entry is NaN or infinite.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
+        OptionError: an option is not one of those listed.
 
     Example:
         >>> A = -0.5 * torch.ones(4, 1, 1, dtype=torch.float64)
@@ -138,11 +149,12 @@ def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tens
 
 
 @isolated
-def smallest_nonzero_eigenvalue(sigma: Any) -> float:
+def smallest_nonzero_eigenvalue(sigma: ArrayLike) -> float:
     """Smallest eigenvalue of a covariance above rounding (d eps of its dtype times the largest); 0 if there is none.
 
     Raises:
-        ShapeError, NotFiniteError: not a finite square matrix.
+        ShapeError: not a finite square matrix.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> smallest_nonzero_eigenvalue(torch.diag(torch.tensor([3.0, 2.0, 0.0])))
@@ -160,7 +172,7 @@ def _nonzero_part(sigma: Tensor) -> tuple[float, Tensor]:
 
 
 @isolated
-def augment_negative_determinant(R: Any) -> Tensor:
+def augment_negative_determinant(R: ArrayLike) -> Tensor:
     """diag(R, -1): the map of the augmented data x' = (x, b), y' = (y, -b), whose determinant is -det R > 0.
 
     b is a random variable independent of x (say standard normal); `augment_covariance` gives the second moment of x'.
@@ -175,7 +187,8 @@ def augment_negative_determinant(R: Any) -> Tensor:
 
     Raises:
         DeterminantError: det R >= 0, where the augmentation would make it negative.
-        ShapeError, NotFiniteError: not a finite square matrix.
+        ShapeError: not a finite square matrix.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> augment_negative_determinant(torch.tensor([[-1.0]]))
@@ -193,7 +206,7 @@ def augment_negative_determinant(R: Any) -> Tensor:
 
 
 @isolated
-def augment_covariance(sigma: Any, variance: float = 1.0) -> Tensor:
+def augment_covariance(sigma: ArrayLike, variance: float = 1.0) -> Tensor:
     """diag(Sigma, variance): the second moment of x' = (x, b), b independent of x with mean 0 and this variance.
 
     Example:
@@ -208,11 +221,12 @@ def augment_covariance(sigma: Any, variance: float = 1.0) -> Tensor:
 
 
 @isolated(grad=False)
-def regression_map(X: Any, Y: Any) -> tuple[Tensor, Tensor, float]:
+def regression_map(X: ArrayLike, Y: ArrayLike) -> tuple[Tensor, Tensor, float]:
     """The linear model y = Rx + noise that real data give: least squares of Y on X, without intercept.
 
     Args:
-        X: inputs (n, d). Y: targets (n, d).
+        X: inputs (n, d).
+        Y: targets (n, d).
 
     Returns:
         R: (d, d), the minimiser of E||Rx - y||^2. sigma: (d, d), the second moment E[x x^T] = X^T X / n.
@@ -245,8 +259,10 @@ def regression_map(X: Any, Y: Any) -> tuple[Tensor, Tensor, float]:
 class Descent:
     """What `gradient_descent` returns.
 
-    A: the last layers, like the start. risk: (steps + 1, ...), the excess risk before the first and after every step.
-    steps: (...), the step after which the risk was first <= `target`, -1 where it never was.
+    Attributes:
+        A: the last layers, like the start.
+        risk: (steps + 1, ...), the excess risk before the first and after every step.
+        steps: (...), the step after which the risk was first <= `target`, -1 where it never was.
     """
 
     A: Tensor
@@ -260,14 +276,17 @@ class Descent:
 
 
 @isolated
-def gradient_descent(A: Any, R: Any, sigma: Any, learning_rate: float, steps: int, target: float = 1e-10) -> Descent:
+def gradient_descent(
+    A: ArrayLike, R: ArrayLike, sigma: ArrayLike, learning_rate: float, steps: int, target: float = 1e-10
+) -> Descent:
     """Plain gradient descent on `population_risk`, many starts at once; stops early when all have reached `target`.
 
     Runs are independent: one that diverges becomes infinite or NaN in its own slice only, and counts as not converged.
 
     Args:
         A: starting layers (..., depth, d, d); leading dimensions are independent runs.
-        R, sigma: as in `population_risk`.
+        R: as in `population_risk`.
+        sigma: as in `population_risk`.
         learning_rate: step size > 0.
         steps: number of steps, >= 0.
         target: excess risk that counts as solved.
@@ -277,7 +296,9 @@ def gradient_descent(A: Any, R: Any, sigma: Any, learning_rate: float, steps: in
 
     Raises:
         OptionError: learning_rate or target not positive, or steps not an integer >= 0.
-        ShapeError, NotFiniteError, CovarianceError: as in `population_risk`.
+        ShapeError: as in `population_risk`.
+        NotFiniteError: an entry is NaN or infinite.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
 
     Example:
         >>> run = gradient_descent(torch.zeros(4, 1, 1), [[2.0]], [[1.0]], learning_rate=0.05, steps=100)
@@ -302,7 +323,7 @@ def gradient_descent(A: Any, R: Any, sigma: Any, learning_rate: float, steps: in
     return Descent(A=A, risk=torch.stack(history), steps=reached)
 
 
-def _arguments(A: Any, R: Any, sigma: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _arguments(A: ArrayLike, R: ArrayLike, sigma: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
     A, R = as_layers("A", A), as_square("R", R)
     d = A.shape[-1]
     check_same_dimension("R", R, d, "A")

@@ -23,10 +23,13 @@ def sample_target(family: str, d: int, generator: Generator) -> Tensor:
     """A random (d, d) matrix with det > 0, float64.
 
     Args:
-        family: one of `FAMILIES`. d: dimension, >= 1. generator: source of randomness.
+        family: one of `FAMILIES`.
+        d: dimension, >= 1.
+        generator: source of randomness.
 
     Raises:
-        OptionError: unknown family. DepthError: d is not an integer >= 1.
+        OptionError: unknown family.
+        DepthError: d is not an integer >= 1.
 
     Example:
         >>> R = sample_target("near half turn", 5, Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid._arguments import as_kernel, as_pair, as_size
+from resid._arguments import ArrayLike, IntPair, as_kernel, as_pair, as_size
 from resid.errors import OptionError, SizeError
 
 #: Entries of the matrices of one chunk; a few of this size are alive at a time.
@@ -85,12 +85,20 @@ class Convolution:
 
 
 def as_convolution(
-    kernel: Any, n: Any, stride: Any = 1, padding: Any = "circular", groups: Any = 1, dilation: Any = 1
+    kernel: ArrayLike,
+    n: IntPair,
+    stride: IntPair = 1,
+    padding: str | IntPair = "circular",
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> Convolution:
     """Check the arguments that all functions on convolutions share.
 
     Raises:
-        ShapeError, NotFiniteError, SizeError, OptionError: bad input; an output without a single position.
+        ShapeError: bad input; an output without a single position.
+        NotFiniteError: an entry is NaN or infinite.
+        SizeError: a size is no integer >= 1.
+        OptionError: an option is not one of those listed.
     """
     groups = as_size("groups", groups)
     K = as_kernel("kernel", kernel, groups)

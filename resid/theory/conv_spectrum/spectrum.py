@@ -23,18 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resid._ambient import isolated
-from resid._arguments import as_kernel, as_size
+from resid._arguments import ArrayLike, IntPair, as_kernel, as_size
 from resid.errors import SizeError
 from resid.theory.conv_spectrum._geometry import Axis, Convolution, as_convolution, half_grid, taps_of, transfer
-
-__all__ = [
-    "ConvSVD",
-    "conv_matrix",
-    "conv_singular_values",
-    "conv_svd",
-    "largest_conv_singular_values",
-    "zero_padding_bound",
-]
 
 #: Entries of the largest dense matrix that is built.
 _DENSE = 2**26
@@ -42,7 +33,12 @@ _DENSE = 2**26
 
 @isolated
 def conv_singular_values(
-    kernel: Any, n: Any, stride: Any = 1, padding: Any = "circular", groups: Any = 1, dilation: Any = 1
+    kernel: ArrayLike,
+    n: IntPair,
+    stride: IntPair = 1,
+    padding: str | IntPair = "circular",
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> Tensor:
     """All singular values of a convolution, with multiplicity, min(c_in n^2, c_out m^2) of them; exact.
 
@@ -53,13 +49,21 @@ def conv_singular_values(
     `zero_padding_bound` do with less. Work is done in float64 on the CPU.
 
     Args:
-        kernel, n, stride, padding, groups, dilation: as the module says.
+        kernel: as the module says.
+        n: as the module says.
+        stride: as the module says.
+        padding: as the module says.
+        groups: as the module says.
+        dilation: as the module says.
 
     Returns:
         Descending, dtype and device of `kernel`.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError, SizeError: bad input, or a dense matrix of more than 2^26 entries.
+        ShapeError: bad input, or a dense matrix of more than 2^26 entries.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
+        SizeError: a size is no integer >= 1.
 
     Source: Sedghi et al. 2019, Theorem 6; Zaeemzadeh et al. 2018, Theorem 3. Strides: this project.
 
@@ -88,18 +92,31 @@ def conv_singular_values(
 
 @isolated
 def conv_matrix(
-    kernel: Any, n: Any, stride: Any = 1, padding: Any = "circular", groups: Any = 1, dilation: Any = 1
+    kernel: ArrayLike,
+    n: IntPair,
+    stride: IntPair = 1,
+    padding: str | IntPair = "circular",
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> Tensor:
     """The matrix (c_out m_h m_w, c_in n_h n_w) of a convolution, by pushing the identity through `conv2d`.
 
     Args:
-        kernel, n, stride, padding, groups, dilation: as the module says.
+        kernel: as the module says.
+        n: as the module says.
+        stride: as the module says.
+        padding: as the module says.
+        groups: as the module says.
+        dilation: as the module says.
 
     Returns:
         Dense, dtype and device of `kernel`.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError, SizeError: bad input, or more than 2^26 entries.
+        ShapeError: bad input, or more than 2^26 entries.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
+        SizeError: a size is no integer >= 1.
 
     Example:
         >>> difference = torch.tensor([[[[-1.0, 1.0]]]])
@@ -113,13 +130,13 @@ def conv_matrix(
 
 @isolated(grad=True)
 def largest_conv_singular_values(
-    kernel: Any,
-    n: Any,
+    kernel: ArrayLike,
+    n: IntPair,
     count: int = 1,
-    stride: Any = 1,
-    padding: Any = "zeros",
-    groups: Any = 1,
-    dilation: Any = 1,
+    stride: IntPair = 1,
+    padding: str | IntPair = "zeros",
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> Tensor:
     """The `count` largest singular values without the dense matrix, by ARPACK's Lanczos iteration on conv2d.
 
@@ -133,7 +150,10 @@ def largest_conv_singular_values(
         (count,), descending, dtype and device of `kernel`.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError, SizeError: bad input.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
+        SizeError: a size is no integer >= 1.
 
     Example:
         >>> round(float(largest_conv_singular_values(torch.ones(1, 1, 3, 3), n=20)[0]), 4)  # (1 + 2 cos(pi/21))^2
@@ -166,7 +186,9 @@ def largest_conv_singular_values(
 
 
 @isolated
-def zero_padding_bound(kernel: Any, n: Any, torus: Any = None, groups: Any = 1, dilation: Any = 1) -> float:
+def zero_padding_bound(
+    kernel: ArrayLike, n: IntPair, torus: IntPair | None = None, groups: int = 1, dilation: IntPair = 1
+) -> float:
     """An upper bound on the largest singular value with zero padding at stride 1: that of the circular map on a torus.
 
     An image with zeros around it is an image on a larger torus, and cutting out the output does not lengthen it: the
@@ -174,11 +196,16 @@ def zero_padding_bound(kernel: Any, n: Any, torus: Any = None, groups: Any = 1, 
     from one side of the image to the other.
 
     Args:
-        kernel, n, groups, dilation: as the module says, padding "zeros". torus: its size, an integer or a pair; default
-            n + dilation (k - 1).
+        kernel: as the module says, padding "zeros".
+        n: as the module says, padding "zeros".
+        groups: as the module says, padding "zeros".
+        dilation: as the module says, padding "zeros".
+        torus: its size, an integer or a pair; default n + dilation (k - 1).
 
     Raises:
-        ShapeError, NotFiniteError: bad input. SizeError: the torus is smaller than n plus the zeros on one side.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
+        SizeError: the torus is smaller than n plus the zeros on one side.
 
     Example:
         >>> kernel = torch.tensor([[[[1.0, -1.0]]]])
@@ -207,13 +234,13 @@ class ConvSVD:
 
 @isolated
 def conv_svd(
-    kernel: Any,
-    n: Any,
+    kernel: ArrayLike,
+    n: IntPair,
     count: int | None = None,
-    stride: Any = 1,
-    padding: Any = "circular",
-    groups: Any = 1,
-    dilation: Any = 1,
+    stride: IntPair = 1,
+    padding: str | IntPair = "circular",
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> ConvSVD:
     """The `count` largest singular values of a convolution with real singular vectors, orthonormal on each side.
 
@@ -228,8 +255,11 @@ def conv_svd(
         Images, so that conv2d takes right[i] to sigma[i] left[i]; dtype and device of `kernel`.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError, SizeError: bad input; more vectors than 2^26 numbers; or a count that
-            reaches into the singular values zero of input positions that are never read.
+        ShapeError: bad input; more vectors than 2^26 numbers; or a count that reaches into the singular values zero of
+            input positions that are never read.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
+        SizeError: a size is no integer >= 1.
 
     Example:
         >>> kernel = torch.tensor([[[[1.0, 2.0, 1.0]]]], dtype=torch.float64)
@@ -258,7 +288,7 @@ def conv_svd(
 # ----------------------------------------------------------------------------------------------------------- private
 
 
-def _like(kernel: Any) -> Tensor:
+def _like(kernel: ArrayLike) -> Tensor:
     """An empty tensor with the dtype and device that results have."""
     return as_kernel("kernel", kernel).detach().new_empty(0)
 

@@ -8,27 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_layers, as_square, check_option, check_same_dimension
+from resid._arguments import EPS, ArrayLike, as_depth, as_layers, as_square, check_option, check_same_dimension
 from resid.errors import DepthError, DeterminantError, ShapeError
 from resid.theory.factor._rotation import PlaneRotations, plane_rotations
-from resid.theory.factor.lower_bound import near_identity_lower_bound
-
-__all__ = [
-    "compose",
-    "factor_near_identity",
-    "factorization_error",
-    "max_layer_norm",
-    "near_identity_bound",
-    "near_identity_lower_bound",
-    "rotation_angle",
-    "spectral_gamma",
-]
 
 METHODS = ("polar", "svd")
 VERSIONS = ("polar", "v3", "submission")
@@ -51,7 +38,8 @@ def compose(A: Tensor) -> Tensor:
         (..., d, d), dtype and device of `A`; differentiable.
 
     Raises:
-        ShapeError, NotFiniteError: `A` is not a finite stack of square layers.
+        ShapeError: `A` is not a finite stack of square layers.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> compose(torch.tensor([[[1.0]], [[2.0]]]))  # (1 + 2)(1 + 1)
@@ -89,10 +77,12 @@ def factorization_error(A: Tensor, R: Tensor) -> float:
     """||(I + A_depth) ... (I + A_1) - R||_F / ||R||_F in the precision of `A`: the checker of both constructions.
 
     Args:
-        A: layers (depth, d, d). R: (d, d), not zero.
+        A: layers (depth, d, d).
+        R: (d, d), not zero.
 
     Raises:
-        ShapeError, NotFiniteError: `A` is no single stack of layers, or `R` does not fit it.
+        ShapeError: `A` is no single stack of layers, or `R` does not fit it.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> factorization_error(torch.zeros(3, 2, 2), torch.eye(2))
@@ -108,7 +98,7 @@ def factorization_error(A: Tensor, R: Tensor) -> float:
 
 
 @isolated
-def spectral_gamma(R: Any) -> float:
+def spectral_gamma(R: ArrayLike) -> float:
     """``gamma = max(|log sigma_max(R)|, |log sigma_min(R)|)``, natural logarithms (Hardt & Ma 2016, Section 2).
 
     Raises:
@@ -124,7 +114,7 @@ def spectral_gamma(R: Any) -> float:
 
 
 @isolated
-def rotation_angle(R: Any) -> float:
+def rotation_angle(R: ArrayLike) -> float:
     """theta_max, the largest angle in [0, pi] by which the rotation Q of R = QP turns a plane, in radians.
 
     Raises:
@@ -139,7 +129,7 @@ def rotation_angle(R: Any) -> float:
 
 
 @isolated
-def factor_near_identity(R: Any, depth: int, method: str = "polar") -> Tensor:
+def factor_near_identity(R: ArrayLike, depth: int, method: str = "polar") -> Tensor:
     """Layers A_1 .. A_depth near zero with (I + A_depth) ... (I + A_1) = R, exactly but for rounding.
 
     Rounding is that of storing layers next to -I as A: where R shrinks a direction by sigma_min^(1/depth) per layer,
@@ -166,7 +156,9 @@ def factor_near_identity(R: Any, depth: int, method: str = "polar") -> Tensor:
         DeterminantError: det R <= 0, or R is singular to float64 precision: then every factorisation has a layer of
             norm >= 1 (see `augment_negative_determinant` in `resid.theory.landscape`).
         DepthError: depth < 1, or "svd" with fewer layers than nontrivial factors.
-        ShapeError, NotFiniteError, OptionError: other bad input.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
 
     Source: Hardt & Ma 2016, Theorem 2.1 ("svd"); "polar" is this project's.
 
@@ -184,7 +176,7 @@ def factor_near_identity(R: Any, depth: int, method: str = "polar") -> Tensor:
 
 
 @isolated
-def near_identity_bound(R: Any, depth: int, version: str = "polar") -> float:
+def near_identity_bound(R: ArrayLike, depth: int, version: str = "polar") -> float:
     """An upper bound on the least possible max_i ||A_i||_2 over the factorisations of R into `depth` layers.
 
     version="polar": e^(gamma/depth) - 1 + 2 sin(theta_max/(2 depth)), theta_max the largest angle of the rotation in

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_square
+from resid._arguments import EPS, ArrayLike, as_depth, as_square
 from resid.errors import DeterminantError
 
 #: Supporting lines of the joint numerical range tried per decade of slope, and mixtures between neighbours.
@@ -21,7 +20,7 @@ _PEAKS, _ROUNDS, _LINES = 3, 3, 16
 
 
 @isolated
-def near_identity_lower_bound(R: Any, depth: int) -> float:
+def near_identity_lower_bound(R: ArrayLike, depth: int) -> float:
     """A lower bound on max_i ||A_i||_2 over all (I + A_depth) ... (I + A_1) = R.
 
     It is the maximum over v of ``|rho^(1/l) e^(i phi/l) - 1|``. Here l = depth, rho = ||Rv||/||v||, and phi in [0, pi]
@@ -49,7 +48,9 @@ def near_identity_lower_bound(R: Any, depth: int) -> float:
 
     Raises:
         DeterminantError: R is not exactly singular, but its determinant cannot be told from 0 in float64.
-        ShapeError, NotFiniteError, DepthError: other bad input.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
+        DepthError: a count is no integer >= 1.
 
     Example:
         >>> turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)  # by pi/2

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from resid._arguments import as_real, as_whole
+from resid._arguments import ArrayLike, as_real, as_whole
 from resid.errors import MarginError, NotFiniteError, SampleConflictError, ShapeError
 
 #: Rows of data converted and multiplied at a time: a few chunks of 3,072 float64 columns fit in 100 MB.
@@ -19,16 +18,18 @@ ROWS = 4096
 _PRODUCTS = 1 << 23
 
 
-def as_points(name: str, value: Any) -> Tensor:
+def as_points(name: str, value: ArrayLike) -> Tensor:
     """Finite real points (n, ...) with n, d >= 1, flattened to (n, d); integers stay as they are, to save memory."""
-    whole = isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
-    points = value if whole else as_real(name, value)
+    if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
+        points = value
+    else:
+        points = as_real(name, value)
     if points.dtype == torch.bool or points.ndim < 2 or 0 in points.shape:
         raise ShapeError(f"{name} has shape {tuple(points.shape)} and dtype {points.dtype}: numbers (n, d) are needed")
     return points.detach().flatten(1)
 
 
-def as_labels(name: str, value: Any, n: int, classes: Any = None) -> tuple[Tensor, int]:
+def as_labels(name: str, value: ArrayLike, n: int, classes: int | None = None) -> tuple[Tensor, int]:
     """Class numbers (n,), int64, from 0 on, and how many classes there are (`classes`, or the largest plus one)."""
     labels = as_real(name, value).detach()
     if labels.shape != (n,):

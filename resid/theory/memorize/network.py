@@ -21,7 +21,7 @@ import torch
 from torch import Generator, Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_real, check_option, check_positive
+from resid._arguments import EPS, ArrayLike, as_depth, as_real, check_option, check_positive
 from resid.errors import DepthError, MarginError, OptionError, ShapeError
 from resid.theory.memorize._blocks import (
     affine,
@@ -37,18 +37,6 @@ from resid.theory.memorize._blocks import (
     surrogates,
     too_close,
 )
-from resid.theory.memorize.random_projection import projection_width, separation
-
-__all__ = [
-    "Margins",
-    "Memorizer",
-    "construct_memorizer",
-    "isolating_block",
-    "measure_margins",
-    "projection_width",
-    "separation",
-    "smallest_width",
-]
 
 MODES = ("triangular", "shared", "neuron")
 PROJECTIONS = ("gaussian", "orthogonal")
@@ -63,10 +51,15 @@ _POINTS = 1 << 13
 class Memorizer:
     """A residual network x -> one-hot label; callable on (n, d), returns (n, r).
 
-    first: A_0, (k, d). shift: (k,), added to A_0 x. U: (blocks, k, k), s: (blocks, k), V: (blocks, k, k): the blocks
-    h + V ReLU(U h + s). last_in: (p, k), last_bias: (p,), last_out: (r, p): the last block, with p = r neurons
-    ("paper") or 2r ("clipped"). skip: whether the last block adds the hidden vector, cut or padded with zeros to r
-    entries. mode: how it was constructed. gap: the least relative gap between a point and what its neuron must ignore.
+    Attributes:
+        first: A_0, (k, d).
+        shift: (k,), added to A_0 x.
+        U: (blocks, k, k), s: (blocks, k), V: (blocks, k, k): the blocks h + V ReLU(U h + s).
+        last_in: (p, k), last_bias: (p,), last_out: (r, p): the last block, with p = r neurons ("paper") or 2r
+            ("clipped").
+        skip: whether the last block adds the hidden vector, cut or padded with zeros to r entries.
+        mode: how it was constructed.
+        gap: the least relative gap between a point and what its neuron must ignore.
     """
 
     first: Tensor
@@ -110,11 +103,12 @@ class Memorizer:
         return sum(self.parameter_counts.values())
 
     @isolated
-    def __call__(self, X: Any) -> Tensor:
+    def __call__(self, X: ArrayLike) -> Tensor:
         """Outputs (n, r) for points (n, d) or (n, ...), in the network's precision; no gradients are kept.
 
         Raises:
-            ShapeError, NotFiniteError: bad points.
+            ShapeError: an array has the wrong shape, or is no array of real numbers.
+            NotFiniteError: an entry is NaN or infinite.
         """
         X = self._points(X)
         found = self.first.new_empty(len(X), self.classes)
@@ -131,12 +125,12 @@ class Memorizer:
         return found
 
     @isolated
-    def predict(self, X: Any) -> Tensor:
+    def predict(self, X: ArrayLike) -> Tensor:
         """Class numbers (n,): the largest output."""
         return self(X).argmax(1)
 
     @isolated
-    def hidden(self, X: Any) -> Tensor:
+    def hidden(self, X: ArrayLike) -> Tensor:
         """Hidden vectors (blocks + 1, n, k) before the first block and after each; meant for small samples."""
         h = affine(self._points(X), self.first, self.shift)
         found = [h]
@@ -146,11 +140,12 @@ class Memorizer:
         return torch.stack(found)
 
     @isolated
-    def error(self, X: Any, y: Any) -> float:
+    def error(self, X: ArrayLike, y: ArrayLike) -> float:
         """Largest entry of output minus one-hot label.
 
         Raises:
-            ShapeError, NotFiniteError: bad points or labels.
+            ShapeError: bad points or labels.
+            NotFiniteError: an entry is NaN or infinite.
         """
         X = self._points(X)
         y, _ = as_labels("y", y, len(X), self.classes)
@@ -165,7 +160,7 @@ class Memorizer:
         }
         return replace(self, **moved)
 
-    def _points(self, X: Any) -> Tensor:
+    def _points(self, X: ArrayLike) -> Tensor:
         X = as_points("X", X)
         if X.shape[1] != self.first.shape[1]:
             raise ShapeError(f"X has {X.shape[1]} numbers a point: the network was made for {self.first.shape[1]}")
@@ -174,8 +169,8 @@ class Memorizer:
 
 @isolated
 def construct_memorizer(
-    X: Any,
-    y: Any,
+    X: ArrayLike,
+    y: ArrayLike,
     width: int,
     mode: str = "triangular",
     seed: int = 0,
@@ -194,9 +189,11 @@ def construct_memorizer(
     margins of `measure_margins` to be positive; points of norm 1 and a large width help.
 
     Args:
-        X: (n, d) or (n, ...), real or integer. y: (n,), class numbers 0, 1, 2, ...
+        X: (n, d) or (n, ...), real or integer.
+        y: (n,), class numbers 0, 1, 2, ...
         width: dimension k >= 1 of the hidden vectors, also the number of points a block moves.
-        mode: "triangular", "shared" or "neuron". seed: of the projection and the surrogate labels.
+        mode: "triangular", "shared" or "neuron".
+        seed: of the projection and the surrogate labels.
         classes: number r of classes, default the largest label plus one.
         projection: A_0 with entries of variance 1/k ("gaussian"), or with orthonormal columns (rows, if k < d).
         slack: with "shared", the threshold 1 - 2 slack of Lemma B.1; default the middle of the measured gap.
@@ -212,9 +209,13 @@ def construct_memorizer(
         the network, float64, on the device of X.
 
     Raises:
-        SampleConflictError: equal points with different labels. MarginError: the margins of "shared" or "neuron" are
-            not positive, or points are too close to be told apart in float64. OptionError, ShapeError, DepthError,
-            NotFiniteError: bad arguments.
+        SampleConflictError: equal points with different labels.
+        MarginError: the margins of "shared" or "neuron" are not positive, or points are too close to be told apart in
+            float64.
+        OptionError: an option is not one of those listed.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        DepthError: a count is no integer >= 1.
+        NotFiniteError: an entry is NaN or infinite.
         ArithmeticError: the check at the end finds a label missed, which would be a defect of this function.
 
     Example:
@@ -357,8 +358,10 @@ def _last_block(q: Tensor, output: str, skip: bool) -> tuple[Tensor, Tensor, Ten
 class Margins:
     """How far the half-spaces of the paper's construction are from failing, in the units of squared norms.
 
-    shared: min ||z_i||^2 minus the largest inner product of two different points or of a point and a surrogate label.
-    neuron: the least difference between ||z_i||^2 and the inner products of its own row. Positive: it works.
+    Attributes:
+        shared: min ||z_i||^2 minus the largest inner product of two different points or of a point and a surrogate
+            label.
+        neuron: the least difference between ||z_i||^2 and the inner products of its own row. Positive: it works.
     """
 
     shared: float
@@ -366,11 +369,12 @@ class Margins:
 
 
 @isolated(grad=False)
-def measure_margins(z: Any, q: Any = None) -> Margins:
+def measure_margins(z: ArrayLike, q: ArrayLike | None = None) -> Margins:
     """The margins of projected points z (n, k) and surrogate labels q (r, k), default none.
 
     Raises:
-        ShapeError, NotFiniteError: bad arrays.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> measure_margins([[1.0, 0.0], [0.0, 2.0]])
@@ -385,7 +389,7 @@ def measure_margins(z: Any, q: Any = None) -> Margins:
 
 
 @isolated
-def isolating_block(alpha: Any, beta: Any, moved: Any, slack: float) -> tuple[Tensor, Tensor, Tensor]:
+def isolating_block(alpha: ArrayLike, beta: ArrayLike, moved: ArrayLike, slack: float) -> tuple[Tensor, Tensor, Tensor]:
     """U (k, d), s (k,), V (d, k) of Lemma B.1: move the points `moved` of alpha (n, d) to beta (k, d), leave the rest.
 
     Rows of U are the points, s = -(1 - 2 slack), columns of V are (beta - alpha)/(||alpha||^2 - (1 - 2 slack)). True
@@ -393,7 +397,9 @@ def isolating_block(alpha: Any, beta: Any, moved: Any, slack: float) -> tuple[Te
     others (the paper prints 3 slack, which is not enough). The conditions are not checked here.
 
     Raises:
-        OptionError: slack is no positive number. ShapeError, NotFiniteError: bad arrays.
+        OptionError: slack is no positive number.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> U, s, V = isolating_block([[1.0, 0.0], [0.0, 1.0]], [[5.0, 5.0]], [0], slack=0.1)
@@ -412,16 +418,23 @@ def isolating_block(alpha: Any, beta: Any, moved: Any, slack: float) -> tuple[Te
 
 
 @isolated
-def smallest_width(X: Any, mode: str, classes: int, generator: Generator, draws: int = 6, successes: int = 5) -> int:
+def smallest_width(
+    X: ArrayLike, mode: str, classes: int, generator: Generator, draws: int = 6, successes: int = 5
+) -> int:
     """The smallest width at which a Gaussian projection gives positive margins in `successes` of `draws` draws.
 
     Found by doubling and bisection, that is, as if success were monotone in the width; an estimate.
 
     Args:
-        X: (n, d). mode: "shared" or "neuron". classes: number of surrogate labels. generator: source of randomness.
+        X: (n, d).
+        mode: "shared" or "neuron".
+        classes: number of surrogate labels.
+        generator: source of randomness.
 
     Raises:
-        OptionError: another mode. ShapeError, NotFiniteError: bad points.
+        OptionError: another mode.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
     """
     X = as_points("X", X).to(torch.float64)
     check_option("mode", mode, MODES[1:])
@@ -445,7 +458,7 @@ def smallest_width(X: Any, mode: str, classes: int, generator: Generator, draws:
     return high
 
 
-def _as_width(width: Any) -> int:
+def _as_width(width: int) -> int:
     try:
         return as_depth("width", width)
     except DepthError as error:

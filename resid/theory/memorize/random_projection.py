@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
 from resid._ambient import isolated
-from resid._arguments import as_whole, check_positive
+from resid._arguments import ArrayLike, as_whole, check_positive
 from resid.errors import DepthError, OptionError, ShapeError
 from resid.theory.memorize._blocks import as_points
 
-__all__ = ["projection_width", "separation"]
-
 
 @isolated
-def separation(X: Any) -> tuple[float, int, int]:
+def separation(X: ArrayLike) -> tuple[float, int, int]:
     """rho of Assumption 3.1, the least squared distance of two points, and which two; blockwise, no (n, n) array.
 
     Found from inner products about the mean of the points, and then computed from the difference: squared distances
     below about 1e-14 of the largest squared distance are only known to be so small.
 
     Raises:
-        ShapeError, NotFiniteError: bad points, or fewer than two.
+        ShapeError: bad points, or fewer than two.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> separation([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
@@ -55,7 +53,8 @@ def projection_width(n: int, rho: float, c: float | None = None) -> int:
     2 exp(-k (e^2/4 - e^3/6)) at e = rho/3; the paper has c = 10, which fails.
 
     Raises:
-        DepthError: n is no integer >= 2. OptionError: rho not in (0, 4], c not positive.
+        DepthError: n is no integer >= 2.
+        OptionError: rho not in (0, 4], c not positive.
 
     Example:
         >>> projection_width(1000, 1.0, c=10)

@@ -20,26 +20,9 @@ import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_layers, as_real, as_square, check_option, check_positive
+from resid._arguments import EPS, ArrayLike, as_depth, as_layers, as_real, as_square, check_option, check_positive
 from resid.errors import DeterminantError, OptionError, ShapeError
 from resid.theory.factor.constructions import near_identity_bound
-from resid.theory.norms.flow import near_identity_flow
-
-__all__ = [
-    "DIRECTIONS",
-    "SLOPES",
-    "batch_norm_ratios",
-    "block_bound",
-    "gradient_norm_ratios",
-    "identity_plus_bounds",
-    "layers_bound",
-    "linear_bound",
-    "near_identity_flow",
-    "norm_deviation",
-    "norm_preserving_layers",
-    "norm_ratios",
-    "ratio_range",
-]
 
 DIRECTIONS = ("in/out", "out/in")
 FORMS = ("plain", "preactivation")
@@ -67,14 +50,17 @@ def norm_ratios(gradients: Iterable[Any], *, direction: str, per_sample: bool = 
     Args:
         gradients: g_0 .. g_L, from the input; each of any shape, samples first if per_sample. Norms are taken over all
             entries, the batch included, unless per_sample.
-        direction: "in/out" (||g_l|| / ||g_{l+1}||) or "out/in". per_sample: one ratio for each sample.
+        direction: "in/out" (||g_l|| / ||g_{l+1}||) or "out/in".
+        per_sample: one ratio for each sample.
 
     Returns:
         (L,), or (L, n) if per_sample.
 
     Raises:
-        ShapeError: fewer than two gradients. OptionError: unknown direction; a gradient is zero, or so small that its
-            digits are lost; or a ratio too large or too small for its dtype. NotFiniteError: a gradient has overflowed.
+        ShapeError: fewer than two gradients.
+        OptionError: unknown direction; a gradient is zero, or so small that its digits are lost; or a ratio too large
+            or too small for its dtype.
+        NotFiniteError: a gradient has overflowed.
 
     Example:
         >>> norm_ratios([[3.0, 4.0], [0.0, 10.0]], direction="in/out")
@@ -106,15 +92,19 @@ def gradient_norm_ratios(
     """Run x through blocks, differentiate the loss, and return the ratio of gradient norms across each block.
 
     Args:
-        blocks: functions or modules, from the input. x: input, samples first. loss: of the last output, a scalar.
-        direction, per_sample: as for `norm_ratios`; per sample only where samples do not mix, hence not with batch
-            normalisation.
+        blocks: functions or modules, from the input.
+        x: input, samples first.
+        loss: of the last output, a scalar.
+        direction: as for `norm_ratios`; per sample only where samples do not mix, hence not with batch normalisation.
+        per_sample: as for `norm_ratios`; per sample only where samples do not mix, hence not with batch normalisation.
 
     Returns:
         (len(blocks),), or (len(blocks), n).
 
     Raises:
-        OptionError, ShapeError, NotFiniteError: as for `norm_ratios`, or the loss is no scalar.
+        OptionError: as for `norm_ratios`, or the loss is no scalar.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> x = torch.ones(1, 2)
@@ -131,13 +121,15 @@ def gradient_norm_ratios(
 
 
 @isolated
-def ratio_range(J: Any, *, direction: str) -> tuple[Tensor, Tensor]:
+def ratio_range(J: ArrayLike, *, direction: str) -> tuple[Tensor, Tensor]:
     """Smallest and largest ratio that a block with Jacobian J (..., d, d) gives to any gradient.
 
     Since g_l = J^T g_{l+1}, in/out ranges over [sigma_min(J), sigma_max(J)] and out/in over the inverses.
 
     Raises:
-        OptionError: unknown direction. ShapeError, NotFiniteError: no finite square matrices.
+        OptionError: unknown direction.
+        ShapeError: no finite square matrices.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> least, most = ratio_range(torch.diag(torch.tensor([2.0, 4.0])), direction="out/in")
@@ -151,7 +143,7 @@ def ratio_range(J: Any, *, direction: str) -> tuple[Tensor, Tensor]:
 
 
 @isolated
-def norm_deviation(J: Any) -> Tensor:
+def norm_deviation(J: ArrayLike) -> Tensor:
     """The least delta with (1 - delta) ||g|| <= ||J^T g|| <= (1 + delta) ||g|| for every g; J (..., d, d).
 
     max(sigma_max(J) - 1, 1 - sigma_min(J)), at most ||J - I|| by Lemma 1 of the paper; zero for every isometry,
@@ -166,13 +158,14 @@ def norm_deviation(J: Any) -> Tensor:
 
 
 @isolated
-def identity_plus_bounds(M: Any) -> tuple[Tensor, Tensor]:
+def identity_plus_bounds(M: ArrayLike) -> tuple[Tensor, Tensor]:
     """(1 - sigma_max(M), 1 + sigma_max(M)), between which all singular values of I + M lie; M (..., d, d).
 
     Zaeemzadeh et al. 2018, Lemma 1, for every square matrix: ||v|| - ||Mv|| <= ||v + Mv|| <= ||v|| + ||Mv||.
 
     Raises:
-        ShapeError, NotFiniteError: no finite square matrices.
+        ShapeError: no finite square matrices.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> low, high = identity_plus_bounds([[0.5, 0.0], [0.0, -0.25]])
@@ -184,17 +177,22 @@ def identity_plus_bounds(M: Any) -> tuple[Tensor, Tensor]:
 
 
 @isolated(grad=False)
-def block_bound(W1: Any, W2: Any, c_rho: float, form: str = "plain") -> float:
+def block_bound(W1: ArrayLike, W2: ArrayLike, c_rho: float, form: str = "plain") -> float:
     """delta with (1 - delta) ||g_{l+1}|| <= ||g_l|| <= (1 + delta) ||g_{l+1}|| for a block of two layers.
 
     form="plain": x + W2 rho(W1 x), delta = c_rho ||W1|| ||W2||. form="preactivation": x + W2 rho(W1 rho(x)),
     delta = c_rho^2 ||W1|| ||W2||. Operator norms. Void for blocks with normalisation, see `batch_norm_ratios`.
 
     Args:
-        W1: (m, d). W2: (d, m). c_rho: a bound on the absolute slope of rho, see `SLOPES`. form: as above.
+        W1: (m, d).
+        W2: (d, m).
+        c_rho: a bound on the absolute slope of rho, see `SLOPES`.
+        form: as above.
 
     Raises:
-        ShapeError, NotFiniteError: matrices that do not fit. OptionError: unknown form, or c_rho not positive.
+        ShapeError: matrices that do not fit.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: unknown form, or c_rho not positive.
 
     Source: Zaeemzadeh et al. 2018, Corollary 1 (plain).
 
@@ -213,7 +211,8 @@ def layers_bound(weights: Sequence[Any], c_rho: float, form: str = "plain") -> f
 
     Args:
         weights: W_1 .. W_m, each (out, in), from the input; the first takes in what the last puts out.
-        c_rho, form: as for `block_bound`.
+        c_rho: as for `block_bound`.
+        form: as for `block_bound`.
 
     Raises: as for `block_bound`.
 
@@ -234,7 +233,7 @@ def layers_bound(weights: Sequence[Any], c_rho: float, form: str = "plain") -> f
 
 
 @isolated
-def linear_bound(R: Any, depth: int, version: str = "optimal") -> float:
+def linear_bound(R: ArrayLike, depth: int, version: str = "optimal") -> float:
     """delta such that some linear residual network (I + W_L) .. (I + W_1) = R changes no gradient norm by more.
 
     version="optimal": max(sigma_max(R)^(1/L) - 1, 1 - sigma_min(R)^(1/L)), the least delta there is, for every
@@ -244,11 +243,16 @@ def linear_bound(R: Any, depth: int, version: str = "optimal") -> float:
     Theorem 2, with the constant of Hardt & Ma's first version.
 
     Args:
-        R: (d, d), invertible. depth: number of layers L. version: one of the three.
+        R: (d, d), invertible.
+        depth: number of layers L.
+        version: one of the three.
 
     Raises:
-        DeterminantError: R is singular, or det R < 0 for "polar". DepthError: depth < 1, or too small for "printed".
-        OptionError, ShapeError, NotFiniteError: other bad input.
+        DeterminantError: R is singular, or det R < 0 for "polar".
+        DepthError: depth < 1, or too small for "printed".
+        OptionError: an option is not one of those listed.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> linear_bound([[4.0, 0.0], [0.0, -1.0]], depth=2)
@@ -263,7 +267,7 @@ def linear_bound(R: Any, depth: int, version: str = "optimal") -> float:
 
 
 @isolated
-def norm_preserving_layers(R: Any, depth: int) -> Tensor:
+def norm_preserving_layers(R: ArrayLike, depth: int) -> Tensor:
     """Layers W_l with (I + W_L) .. (I + W_1) = R that change gradient norms least: every norm by R's, to the power 1/L.
 
     R = U K V^T; I + W_1 = U K^(1/L) V^T and all others U K^(1/L) U^T, so that each has the singular values
@@ -272,13 +276,17 @@ def norm_preserving_layers(R: Any, depth: int) -> Tensor:
     least.
 
     Args:
-        R: (d, d), invertible. depth: number of layers L, >= 1.
+        R: (d, d), invertible.
+        depth: number of layers L, >= 1.
 
     Returns:
         (depth, d, d), ordered from the input, dtype and device of `R`.
 
     Raises:
-        DeterminantError: R is singular to float64 precision. DepthError, ShapeError, NotFiniteError: other bad input.
+        DeterminantError: R is singular to float64 precision.
+        DepthError: a count is no integer >= 1.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> from resid.theory.factor.constructions import compose
@@ -308,14 +316,18 @@ def batch_norm_ratios(
     for variance 2/fan_in.
 
     Args:
-        depth: number of blocks. added_variance: s, of each channel, added by a block. initial_variance: v_0, of each
-            channel at the input. layers: k, in a block. direction: "in/out" or "out/in".
+        depth: number of blocks.
+        added_variance: s, of each channel, added by a block.
+        initial_variance: v_0, of each channel at the input.
+        layers: k, in a block.
+        direction: "in/out" or "out/in".
 
     Returns:
         (depth,), float64, from the input.
 
     Raises:
-        OptionError: unknown direction, or a variance that is not positive. DepthError: depth or layers < 1.
+        OptionError: unknown direction, or a variance that is not positive.
+        DepthError: depth or layers < 1.
 
     Example:
         >>> ratios = batch_norm_ratios(1000, 1 - 1 / math.pi, direction="in/out")
@@ -344,13 +356,13 @@ def _scaled_norm(g: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return size, torch.linalg.vector_norm(g.double() / size[:, None], dim=1)
 
 
-def _squares(name: str, value: Any) -> Tensor:
+def _squares(name: str, value: ArrayLike) -> Tensor:
     """Finite square matrices (..., d, d)."""
     array = as_real(name, value)
     return as_square(name, array) if array.ndim < 3 else as_layers(name, array)
 
 
-def _svd_invertible(R: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _svd_invertible(R: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
     U, sigma, Vh = torch.linalg.svd(as_square("R", R).detach().to("cpu", torch.float64))
     if float(sigma[-1]) <= len(sigma) * EPS * float(sigma[0]):
         raise DeterminantError(f"R is singular to float64 precision: sigma_min = {float(sigma[-1]):.3g}")

@@ -9,21 +9,18 @@ d >= c k^2, which is so for the first convolution of many networks, and holds fo
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import as_kernel, as_size
+from resid._arguments import ArrayLike, as_kernel, as_size
 from resid.errors import ShapeError
 from resid.theory.procrustes.polar import polar_factor
 from resid.theory.procrustes.projection import norm_preserving_scale
 
-__all__ = ["project_orthonormal_taps"]
-
 
 @isolated
-def project_orthonormal_taps(kernel: Any, relu: bool = False, groups: int = 1) -> Tensor:
+def project_orthonormal_taps(kernel: ArrayLike, relu: bool = False, groups: int = 1) -> Tensor:
     """The kernel with orthonormal taps that is nearest to a kernel, times s/k: all singular values are s exactly.
 
     s is that of `resid.theory.procrustes.norm_preserving_scale`. Stride 1, any dilation; with circular padding the map
@@ -35,14 +32,16 @@ def project_orthonormal_taps(kernel: Any, relu: bool = False, groups: int = 1) -
     Differentiable if `kernel` requires a gradient.
 
     Args:
-        kernel: (c_out, c_in/groups, height, width), float32 or float64. relu: whether a ReLU follows, for the scale.
+        kernel: (c_out, c_in/groups, height, width), float32 or float64.
+        relu: whether a ReLU follows, for the scale.
         groups: of the convolution.
 
     Returns:
         Shaped like `kernel`, same dtype and device.
 
     Raises:
-        ShapeError: fewer output channels of a group than taps into each, or not a kernel. NotFiniteError: bad input.
+        ShapeError: fewer output channels of a group than taps into each, or not a kernel.
+        NotFiniteError: bad input.
 
     Source: this project's.
 

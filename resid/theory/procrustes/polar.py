@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import check_option
+from resid._arguments import ArrayLike, check_option
 from resid._precision import float32_products
 from resid.errors import ConvergenceError, NotFiniteError, ShapeError
-
-__all__ = ["METHODS", "inverse_square_root", "polar_factor"]
 
 #: Quintics X -> X (a I + b G + c G^2), G = X^H X, for singular values in [1e-3, 1]; Amsel et al. 2025. Each is the odd
 #: one that is nearest to 1 on the interval [l, u] which the one before leaves; for the first three, l is raised to
@@ -44,7 +42,7 @@ _BINOMIAL = tuple(math.comb(2 * j, j) / 4**j for j in range(_MOST_BLOCKS**2 + 2)
 
 
 @isolated
-def polar_factor(A: Any, method: str = "auto") -> Tensor:
+def polar_factor(A: ArrayLike, method: str = "auto") -> Tensor:
     """The polar factor of each matrix: the nearest one in the Frobenius norm with orthonormal columns (or rows).
 
     "svd": U V^H, the reference; where A lacks full rank one of the nearest is returned. "gram": A (A^H A)^(-1/2) by an
@@ -68,7 +66,9 @@ def polar_factor(A: Any, method: str = "auto") -> Tensor:
         Shaped like `A`, same dtype and device.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError: bad input.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
         ConvergenceError: a method other than "svd" and "auto" ends without an isometry, because a matrix lacks full
             rank to the precision it works in; or the derivative of such a matrix is asked for.
 
@@ -138,7 +138,7 @@ def _binomial_series(off: Tensor, eye: Tensor, tolerance: float) -> Tensor | Non
 # ----------------------------------------------------------------------------------------------------------- private
 
 
-def _as_matrices(value: Any) -> Tensor:
+def _as_matrices(value: ArrayLike) -> Tensor:
     """A finite batch of dense real or complex matrices in single or double precision."""
     matrix = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value) + 0.0)
     if matrix.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):

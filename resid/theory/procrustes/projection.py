@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import as_kernel, as_pair, as_size, check_option
+from resid._arguments import ArrayLike, IntPair, as_kernel, as_pair, as_size, check_option
 from resid.errors import SizeError
 from resid.theory.conv_spectrum._geometry import (
     Taps,
@@ -43,13 +43,6 @@ from resid.theory.procrustes.polar import (
     prefers_gram,
     scaled_to_one,
 )
-
-__all__ = [
-    "ProjectionReport",
-    "norm_preserving_scale",
-    "project_norm_preserving",
-    "projection_report",
-]
 
 #: Entries of the Gram matrices of one chunk.
 _CHUNK = 2**21
@@ -77,14 +70,14 @@ def norm_preserving_scale(c_in: int, c_out: int, relu: bool = False) -> float:
 
 @isolated
 def project_norm_preserving(
-    kernel: Any,
-    n: Any,
+    kernel: ArrayLike,
+    n: IntPair,
     relu: bool = False,
     repeats: int = 1,
     method: str = "auto",
-    stride: Any = 1,
-    groups: Any = 1,
-    dilation: Any = 1,
+    stride: IntPair = 1,
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> Tensor:
     """The kernel whose matrices A(w) are s times the polar factors of the given ones, cropped to its own taps.
 
@@ -100,16 +93,22 @@ def project_norm_preserving(
     Args:
         kernel: (c_out, c_in/groups, height, width), float32 or float64; may be non-contiguous.
         n: size of the input; for 1 x 1 kernels it does not matter. Rounded up to a multiple of the stride.
-        relu: whether a ReLU follows, for the scale. repeats: how often to project and crop.
+        relu: whether a ReLU follows, for the scale.
+        repeats: how often to project and crop.
         method: of `resid.theory.procrustes.polar_factor`.
-        stride, groups, dilation: of the convolution, as in `torch.nn.Conv2d`.
+        stride: of the convolution, as in `torch.nn.Conv2d`.
+        groups: of the convolution, as in `torch.nn.Conv2d`.
+        dilation: of the convolution, as in `torch.nn.Conv2d`.
 
     Returns:
         Shaped like `kernel`, same dtype and device.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError: bad input; half precision.
-        SizeError: n so small that two taps fall on one another. ConvergenceError: `method` cannot take this kernel.
+        ShapeError: bad input; half precision.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
+        SizeError: n so small that two taps fall on one another.
+        ConvergenceError: `method` cannot take this kernel.
 
     Source: Zaeemzadeh et al. 2018, Algorithm 1; strides, groups and dilations are this project's.
 
@@ -119,22 +118,26 @@ def project_norm_preserving(
         tensor([0.8485, 1.1314])
     """
     check_option("method", method, METHODS)
+    result = as_kernel("kernel", kernel, as_size("groups", groups))
     for _ in range(as_size("repeats", repeats)):
-        taps = _taps(kernel, n, stride, groups, dilation)
-        kernel = taps.kernel(_scale(taps, relu) * _nearest(taps, method))
-    found: Tensor = kernel
-    return found
+        taps = _taps(result, n, stride, groups, dilation)
+        result = taps.kernel(_scale(taps, relu) * _nearest(taps, method))
+    return result
 
 
 @dataclass(frozen=True)
 class ProjectionReport:
     """What a projection reached.
 
-    scale: s. sigma_min, sigma_max: least and largest singular value over s, of the matrices A(w) before any crop
-    (both 1) and here after it; those of the circular map. A layer that pads with zeros has other ones, which
-    `conv_singular_values` gives with padding="zeros"; it is no isometry unless the middle tap of its kernel is
-    the only one.
-    energy_lost: share of the energy of the uncropped kernel that the last crop cut off.
+    Attributes:
+        scale: s.
+        sigma_min: least and largest singular value over s, of the matrices A(w) before any crop (both 1) and here after
+            it; those of the circular map. A layer that pads with zeros has other ones, which `conv_singular_values`
+            gives with padding="zeros"; it is no isometry unless the middle tap of its kernel is the only one.
+        sigma_max: least and largest singular value over s, of the matrices A(w) before any crop (both 1) and here after
+            it; those of the circular map. A layer that pads with zeros has other ones, which `conv_singular_values`
+            gives with padding="zeros"; it is no isometry unless the middle tap of its kernel is the only one.
+        energy_lost: share of the energy of the uncropped kernel that the last crop cut off.
     """
 
     scale: float
@@ -145,7 +148,7 @@ class ProjectionReport:
 
 @isolated
 def projection_report(
-    kernel: Any, n: Any, relu: bool = False, stride: Any = 1, groups: Any = 1, dilation: Any = 1
+    kernel: ArrayLike, n: IntPair, relu: bool = False, stride: IntPair = 1, groups: int = 1, dilation: IntPair = 1
 ) -> ProjectionReport:
     """Singular values over s of a projected kernel, with circular padding, and the energy that the crop has cost.
 
@@ -156,7 +159,10 @@ def projection_report(
         kernel: what `project_norm_preserving` returned. The others: as there.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError, SizeError: bad input.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
+        SizeError: a size is no integer >= 1.
 
     Example:
         >>> kernel = torch.randn(64, 3, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -181,7 +187,7 @@ def projection_report(
 # ----------------------------------------------------------------------------------------------------------- private
 
 
-def _taps(kernel: Any, n: Any, stride: Any, groups: Any, dilation: Any) -> Taps:
+def _taps(kernel: ArrayLike, n: IntPair, stride: IntPair, groups: int, dilation: IntPair) -> Taps:
     """The taps on the coarse grid, each of them by itself."""
     K = as_kernel("kernel", kernel, as_size("groups", groups))
     sizes, strides = as_pair("n", n), as_pair("stride", stride)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import as_kernel, as_size
+from resid._arguments import ArrayLike, as_kernel, as_size
 from resid.errors import SizeError
-
-__all__ = ["coupled_newton_schulz", "released_projection"]
 
 
 @isolated
@@ -23,7 +20,8 @@ def coupled_newton_schulz(gram: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     Z Y grows by a factor of about 9/4 in a step. For other G it tends to something else or diverges.
 
     Args:
-        gram: (..., n, n), real or complex. steps: how many.
+        gram: (..., n, n), real or complex.
+        steps: how many.
 
     Source: Zaeemzadeh et al. 2018, equation (9); Higham 1997.
 
@@ -40,7 +38,7 @@ def coupled_newton_schulz(gram: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
 
 @isolated
-def released_projection(kernel: Any, n: int, slip: bool = True, steps: int = 10) -> Tensor:
+def released_projection(kernel: ArrayLike, n: int, slip: bool = True, steps: int = 10) -> Tensor:
     """Algorithm 1 as released: all n^2 frequencies as real matrices of twice the size, ten coupled steps, the crop.
 
     A + iB is put into the real matrix [[A, B], [-B, A]], which stands for A - iB, and the result is read back as what
@@ -49,10 +47,15 @@ def released_projection(kernel: Any, n: int, slip: bool = True, steps: int = 10)
     what the uncropped kernel has at the negative of the others.
 
     Args:
-        kernel: (d, c, k, k). n: size of the map. slip: False for the right sign. steps: of iteration (9).
+        kernel: (d, c, k, k).
+        n: size of the map.
+        slip: False for the right sign.
+        steps: of iteration (9).
 
     Raises:
-        ShapeError, NotFiniteError, SizeError: bad input, or n smaller than the kernel.
+        ShapeError: bad input, or n smaller than the kernel.
+        NotFiniteError: an entry is NaN or infinite.
+        SizeError: a size is no integer >= 1.
 
     Example:
         >>> shift = torch.zeros(1, 1, 3, 3)

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import as_covariance, as_depth, as_real, as_samples, as_square, check_option
+from resid._arguments import ArrayLike, as_covariance, as_depth, as_real, as_samples, as_square, check_option
 from resid.errors import DepthError, OptionError, ShapeError
 from resid.theory.shortcut._activation import ACTIVATIONS, activate, derivatives
 
 
 @isolated
-def moment_difference(X: Any, Y: Any, activation: str = "linear", position: str = "mid") -> Tensor:
+def moment_difference(X: ArrayLike, Y: ArrayLike, activation: str = "linear", position: str = "mid") -> Tensor:
     """M = c (1/m) sum (x - y) sigma_pre(x)^T (d, d), which decides the Hessian at zero of a 2-shortcut network.
 
     c is the slope of the activation at zero where it stands at "mid" or "post", and 1 otherwise. For a linear network
     M = Sigma_XX - Sigma_YX.
 
     Args:
-        X, Y: (m, d). activation, position: as for `ShortcutNetwork`.
+        X: (m, d).
+        Y: (m, d).
+        activation: as for `ShortcutNetwork`.
+        position: as for `ShortcutNetwork`.
 
     Raises:
         OptionError: unknown activation or position, or ReLU at "mid" or "post": there the loss has no Hessian at zero
-            (see `neuron_matrices`). ShapeError, NotFiniteError: bad data.
+            (see `neuron_matrices`).
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> moment_difference([[1.0], [3.0]], [[2.0], [4.0]])
@@ -48,7 +52,7 @@ def moment_difference(X: Any, Y: Any, activation: str = "linear", position: str 
 
 
 @isolated
-def hessian_at_zero(length: int, units: int, M: Any, sigma: Any = None) -> Tensor:
+def hessian_at_zero(length: int, units: int, M: ArrayLike, sigma: ArrayLike | None = None) -> Tensor:
     """Hessian (N, N) at zero weights of an n-shortcut network, rows ordered like `weights.flatten()`.
 
     length 1: blocks of Toeplitz form, B on the diagonal, A everywhere below and A^T above, for a linear network:
@@ -58,12 +62,16 @@ def hessian_at_zero(length: int, units: int, M: Any, sigma: Any = None) -> Tenso
     length >= 3: zero.
 
     Args:
-        length: matrices per unit. units: number of units.
+        length: matrices per unit.
+        units: number of units.
         M: (d, d), see `moment_difference`.
         sigma: (d, d), (1/m) sum x x^T for length 1; default the identity (whitened inputs).
 
     Raises:
-        DepthError, ShapeError, NotFiniteError, CovarianceError: bad input.
+        DepthError: a count is no integer >= 1.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
 
     Example:
         >>> hessian_at_zero(2, 1, [[3.0]])
@@ -94,16 +102,19 @@ def hessian_at_zero(length: int, units: int, M: Any, sigma: Any = None) -> Tenso
 
 
 @isolated
-def hessian_spectrum_at_zero(units: int, M: Any) -> Tensor:
+def hessian_spectrum_at_zero(units: int, M: ArrayLike) -> Tensor:
     """Eigenvalues of the Hessian at zero of a 2-shortcut network, ascending: +-sigma_i(M), each d * units times.
 
     One d x d singular value decomposition, whatever the depth.
 
     Args:
-        units: number of units. M: (d, d), see `moment_difference`.
+        units: number of units.
+        M: (d, d), see `moment_difference`.
 
     Raises:
-        DepthError, ShapeError, NotFiniteError: bad input.
+        DepthError: a count is no integer >= 1.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> hessian_spectrum_at_zero(1, [[3.0]])
@@ -115,7 +126,7 @@ def hessian_spectrum_at_zero(units: int, M: Any) -> Tensor:
 
 
 @isolated(grad=False)
-def length_one_growth_bound(units: int, M: Any, sigma: Any = None) -> float:
+def length_one_growth_bound(units: int, M: ArrayLike, sigma: ArrayLike | None = None) -> float:
     """A lower bound on the condition number at zero of a linear 1-shortcut network, our own.
 
     lambda_max(B + (units - 1)(A + A^T)/2) / sigma_max(M), with the blocks of `hessian_at_zero`. It holds for the least
@@ -133,7 +144,10 @@ def length_one_growth_bound(units: int, M: Any, sigma: Any = None) -> float:
         sigma: (d, d), Sigma_XX; default the identity (whitened inputs).
 
     Raises:
-        DepthError: units is no integer >= 2. ShapeError, NotFiniteError, CovarianceError: bad M or sigma.
+        DepthError: units is no integer >= 2.
+        ShapeError: bad M or sigma.
+        NotFiniteError: an entry is NaN or infinite.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
         OptionError: M is zero.
 
     Example:
@@ -153,7 +167,7 @@ def length_one_growth_bound(units: int, M: Any, sigma: Any = None) -> float:
 
 
 @isolated
-def neuron_matrices(W1: Any, X: Any, Y: Any) -> Tensor:
+def neuron_matrices(W1: ArrayLike, X: ArrayLike, Y: ArrayLike) -> Tensor:
     """M(w) = (1/m) sum over samples with w.x > 0 of (x - y) x^T, for each row w of `W1`: shape (rows, d, d).
 
     Close to zero a 2-shortcut network with ReLU at "mid" has, for each hidden neuron with incoming weights w and
@@ -161,10 +175,13 @@ def neuron_matrices(W1: Any, X: Any, Y: Any) -> Tensor:
     these matrices. Only the average of M(w) and M(-w) is the M/2 that a slope of 1/2 at zero would give.
 
     Args:
-        W1: incoming weights (rows, d). X, Y: (m, d).
+        W1: incoming weights (rows, d).
+        X: (m, d).
+        Y: (m, d).
 
     Raises:
-        ShapeError, NotFiniteError: bad input.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
     """
     X, Y = as_samples(X, Y)
     Y = Y.to(X)
@@ -176,7 +193,7 @@ def neuron_matrices(W1: Any, X: Any, Y: Any) -> Tensor:
 
 
 @isolated(grad=False)
-def whitened_condition_bound(shares: Any) -> float:
+def whitened_condition_bound(shares: ArrayLike) -> float:
     """(1 + s) / (1 - s): the condition number of a linear 2-shortcut network at zero is at most this, our own.
 
     For centred and whitened inputs and one-hot labels; s^2 is the largest eigenvalue of diag(p) - p p^T, the covariance
@@ -187,7 +204,9 @@ def whitened_condition_bound(shares: Any) -> float:
         shares: (K,), at least two of them positive, with the sum 1.
 
     Raises:
-        OptionError: other shares. ShapeError, NotFiniteError: no vector of numbers.
+        OptionError: other shares.
+        ShapeError: no vector of numbers.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> round(whitened_condition_bound([0.9, 0.1]), 3), round(whitened_condition_bound([0.1] * 10), 3)

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from resid._arguments import as_real, as_samples, as_whole, check_option
+from resid._arguments import ArrayLike, as_real, as_samples, as_whole, check_option
 from resid.errors import OptionError, ShapeError
 from resid.theory.shortcut import _native
 from resid.theory.shortcut._activation import activate, derivatives
@@ -19,8 +18,6 @@ from resid.theory.shortcut._closed_form import places
 from resid.theory.shortcut._moments import excess_and_gradient
 from resid.theory.shortcut.network import ShortcutNetwork, best_map, second_moments
 from resid.theory.targets import random_rotation
-
-__all__ = ["INITS", "KERNELS", "Descent", "choose_kernel", "descend", "initial_weights"]
 
 INITS = ("xavier", "orthogonal")
 KERNELS = ("auto", "native", "torch")
@@ -38,10 +35,12 @@ _STORED_GPU = 1 << 29
 class Descent:
     """Result of `descend` for `runs` networks.
 
-    loss: (epochs + 1, runs), before the first step to after the last; for linear networks above that of the best
-    matrix; infinite from the epoch in which a run has diverged. gradient_norm: (epochs + 1, runs), NaN where a run has
-    diverged. weights: epoch -> weights (runs, units, length, d, d), for the epochs asked for and the last; NaN after
-    divergence.
+    Attributes:
+        loss: (epochs + 1, runs), before the first step to after the last; for linear networks above that of the best
+            matrix; infinite from the epoch in which a run has diverged.
+        gradient_norm: (epochs + 1, runs), NaN where a run has diverged.
+        weights: epoch -> weights (runs, units, length, d, d), for the epochs asked for and the last; NaN after
+            divergence.
     """
 
     loss: Tensor
@@ -59,7 +58,8 @@ def initial_weights(network: ShortcutNetwork, init: str, generator: Generator, s
 
     Args:
         init: "xavier", Gaussian of variance 2/(fan_in + fan_out) = 1/d, or "orthogonal", Haar-distributed on O(d).
-        generator: source of randomness. scale: factor; Li et al. start shortcut networks at 0.01 times Xavier.
+        generator: source of randomness.
+        scale: factor; Li et al. start shortcut networks at 0.01 times Xavier.
 
     Raises:
         OptionError: unknown init.
@@ -95,10 +95,10 @@ def choose_kernel(network: ShortcutNetwork, weights: Tensor, kernel: str = "auto
 
 def descend(
     network: ShortcutNetwork,
-    weights: Any,
-    learning_rates: Any,
-    X: Any,
-    Y: Any,
+    weights: ArrayLike,
+    learning_rates: float | ArrayLike,
+    X: ArrayLike,
+    Y: ArrayLike,
     epochs: int,
     keep: Iterable[int] = (),
     progress: Callable[[int], None] | None = None,
@@ -111,8 +111,13 @@ def descend(
     taken out and its loss is infinite from then on.
 
     Args:
-        weights: (runs, units, length, d, d). learning_rates: (runs,) or a number. X, Y: (m, d).
-        epochs: number of steps. keep: epochs whose weights are kept. progress: called with each epoch, from 0.
+        weights: (runs, units, length, d, d).
+        learning_rates: (runs,) or a number.
+        X: (m, d).
+        Y: (m, d).
+        epochs: number of steps.
+        keep: epochs whose weights are kept.
+        progress: called with each epoch, from 0.
         kernel: "native" is C++, compiled at the first call, for ReLU between the matrices on a CPU, and several times
             as fast as "torch"; "auto" takes it where it can. They differ by rounding.
 
@@ -120,7 +125,9 @@ def descend(
         `Descent`; deterministic for a given machine, kernel and number of threads.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError: bad input.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
 
     Example:
         >>> network, eye = ShortcutNetwork(1, 1, 1), torch.eye(1, dtype=torch.float64)
@@ -169,7 +176,7 @@ def descend(
 
 
 def _evaluator(
-    network: ShortcutNetwork, X: Any, Y: Any, like: Tensor, kernel: str
+    network: ShortcutNetwork, X: ArrayLike, Y: ArrayLike, like: Tensor, kernel: str
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """weights -> (loss, gradient) for a batch of networks."""
     X, Y = as_samples(X, Y, f"(m, {network.width})")

@@ -8,25 +8,22 @@ absolute eigenvalue, so that smaller ones are noise: they count as zero, and a c
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_real
+from resid._arguments import EPS, ArrayLike, as_depth, as_real
 from resid.errors import OptionError, ShapeError
-
-__all__ = ["condition_number", "condition_number_limit", "hessian_eigenvalues", "hessian_index"]
 
 
 @isolated
-def hessian_eigenvalues(H: Any) -> Tensor:
+def hessian_eigenvalues(H: ArrayLike) -> Tensor:
     """Eigenvalues of a symmetric (N, N) matrix in ascending order, float64, on the CPU; (N,) eigenvalues pass sorted.
 
     Raises:
-        ShapeError: neither (N,) nor (N, N), or not symmetric to rounding. NotFiniteError: NaN or infinity.
+        ShapeError: neither (N,) nor (N, N), or not symmetric to rounding.
+        NotFiniteError: NaN or infinity.
 
     Example:
         >>> hessian_eigenvalues([[0.0, 2.0], [2.0, 0.0]]).tolist()
@@ -54,7 +51,7 @@ def condition_number_limit(n: int) -> float:
 
 
 @isolated
-def condition_number(H: Any, quantile: float | None = None) -> float:
+def condition_number(H: ArrayLike, quantile: float | None = None) -> float:
     """``|lambda|_max`` over the least ``|lambda|``, or over a quantile of ``|lambda|`` (0.1 in Li et al.).
 
     Args:
@@ -66,7 +63,9 @@ def condition_number(H: Any, quantile: float | None = None) -> float:
         zero matrix.
 
     Raises:
-        OptionError: quantile outside (0, 1). ShapeError, NotFiniteError: as `hessian_eigenvalues`.
+        OptionError: quantile outside (0, 1).
+        ShapeError: as `hessian_eigenvalues`.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> condition_number(torch.diag(torch.tensor([1.0, -4.0, 2.0])))
@@ -84,14 +83,15 @@ def condition_number(H: Any, quantile: float | None = None) -> float:
 
 
 @isolated
-def hessian_index(H: Any) -> float:
+def hessian_index(H: ArrayLike) -> float:
     """Share of negative eigenvalues, those not counted that rounding cannot tell from zero.
 
     Args:
         H: symmetric (N, N), or its eigenvalues (N,).
 
     Raises:
-        ShapeError, NotFiniteError: as `hessian_eigenvalues`.
+        ShapeError: as `hessian_eigenvalues`.
+        NotFiniteError: an entry is NaN or infinite.
 
     Example:
         >>> hessian_index(torch.diag(torch.tensor([1.0, -4.0, 2.0, -1e-20])))

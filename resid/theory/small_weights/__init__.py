@@ -1,5 +1,6 @@
 """Memorising a finite sample with weights of small norm: a theorem of our own beside Hardt & Ma 2016, Section 3."""
 
+from resid.theory.small_weights._separation import minimum_distance, separation
 from resid.theory.small_weights.network import (
     SmallWeightNetwork,
     SpherePath,
@@ -9,8 +10,6 @@ from resid.theory.small_weights.network import (
     least_parameter_norm,
     least_stretch,
     max_norm_bound,
-    minimum_distance,
-    separation,
     sphere_path,
     sphere_paths,
     total_norm_bound,

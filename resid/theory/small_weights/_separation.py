@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from resid._arguments import EPS, as_real, as_samples
+from resid._arguments import EPS, ArrayLike, as_real, as_samples
 from resid.errors import MarginError, ShapeError
 
 #: The gap between a moved and a resting vector must be this many times what rounding can do to it.
 _ROOM = 64
 
 
-def minimum_distance(points: Any) -> float:
+def minimum_distance(points: ArrayLike) -> float:
     """Definition 3: the least distance between two rows of (n, d), n >= 2; 0 if a row is repeated.
 
     Example:
@@ -28,7 +27,7 @@ def minimum_distance(points: Any) -> float:
     return nearest_pair(rows, rows, earlier=True)[0]
 
 
-def separation(X: Any, Y: Any) -> float:
+def separation(X: ArrayLike, Y: ArrayLike) -> float:
     """rho: the least distance between two samples, two labels, or a sample and the label of an earlier row.
 
     At least `minimum_distance` of samples and labels together, which also counts each sample with its own label and
@@ -36,7 +35,8 @@ def separation(X: Any, Y: Any) -> float:
     2, the largest distance on the sphere.
 
     Args:
-        X, Y: unit vectors as rows, (m, d), d >= 3.
+        X: unit vectors as rows, (m, d), d >= 3.
+        Y: unit vectors as rows, (m, d), d >= 3.
 
     Raises:
         MarginError: two of them coincide, or are so close that in this precision no half-space separates them.

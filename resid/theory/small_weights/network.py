@@ -8,39 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_real, as_samples, check_option, check_positive
+from resid._arguments import EPS, ArrayLike, as_depth, as_real, as_samples, check_option, check_positive
 from resid.errors import DepthError, MarginError, OptionError, ShapeError
 from resid.theory.small_weights._separation import (
     check_room,
     check_unit,
-    minimum_distance,
     normalised,
     rounding_margin,
     separation,
 )
 from resid.theory.small_weights._sphere import SpherePath, path_round
-
-__all__ = [
-    "SmallWeightNetwork",
-    "SpherePath",
-    "apply_units",
-    "construct_small_weight_network",
-    "isolating_unit",
-    "least_parameter_norm",
-    "least_stretch",
-    "max_norm_bound",
-    "minimum_distance",
-    "separation",
-    "sphere_path",
-    "sphere_paths",
-    "total_norm_bound",
-]
 
 THRESHOLDS = ("paper", "sharp")
 
@@ -55,8 +37,13 @@ class SmallWeightNetwork:
     and in the construction. That matters: see `log_gains`. Units act one after the other; rows that a stretch of units
     leaves alone are found by one matrix product and skip it.
 
-    incoming, outgoing: (units, d). offsets: (units,). samples: how many were memorised. paths: one `SpherePath` each.
-    rho: the separation that it was built for.
+    Attributes:
+        incoming: (units, d).
+        outgoing: (units, d).
+        offsets: (units,).
+        samples: how many were memorised.
+        paths: one `SpherePath` each.
+        rho: the separation that it was built for.
     """
 
     incoming: Tensor
@@ -121,7 +108,7 @@ class SmallWeightNetwork:
         return torch.tensor([path.log_gain for path in self.paths], dtype=torch.float64)
 
     @isolated
-    def __call__(self, inputs: Any) -> Tensor:
+    def __call__(self, inputs: ArrayLike) -> Tensor:
         """Outputs (n, d) for inputs (n, d), in their dtype and on their device; differentiable."""
         given = _check_inputs(inputs, self.width)
         h = given.to(torch.float64)
@@ -138,7 +125,7 @@ class SmallWeightNetwork:
         return h.to(given.dtype)
 
     @isolated
-    def trajectory(self, inputs: Any) -> Tensor:
+    def trajectory(self, inputs: ArrayLike) -> Tensor:
         """(units + 1, n, d): the inputs and what every unit makes of them."""
         given = _check_inputs(inputs, self.width)
         h = [given.to(torch.float64)]
@@ -159,7 +146,7 @@ def ordered_dot(a: Tensor, b: Tensor) -> Tensor:
 
 @isolated
 def construct_small_weight_network(
-    X: Any, Y: Any, units: int, closed_loop: bool = True, threshold: str = "paper"
+    X: ArrayLike, Y: ArrayLike, units: int, closed_loop: bool = True, threshold: str = "paper"
 ) -> SmallWeightNetwork:
     """A network of the form (3) that sends every row of X to that of Y, with weight norms O(sqrt(m/R)/rho).
 
@@ -174,18 +161,23 @@ def construct_small_weight_network(
     threshold="sharp" (ours): it opens at the largest a.h of a resting vector: no weight is larger than with "paper".
 
     Args:
-        X, Y: samples and labels, (m, d), d >= 3, rows of norm 1 (to 1e-12; 1e-6 in float32). Labels need not be
-            one-hot, but must differ from each other; so must samples, and a sample from the labels of earlier rows.
+        X: samples and labels, (m, d), d >= 3, rows of norm 1 (to 1e-12; 1e-6 in float32). Labels need not be one-hot,
+            but must differ from each other; so must samples, and a sample from the labels of earlier rows.
+        Y: samples and labels, (m, d), d >= 3, rows of norm 1 (to 1e-12; 1e-6 in float32). Labels need not be one-hot,
+            but must differ from each other; so must samples, and a sample from the labels of earlier rows.
         units: R, at least m.
-        closed_loop, threshold: see above.
+        closed_loop: see above.
+        threshold: see above.
 
     Returns:
         A `SmallWeightNetwork` in float64 on the CPU, whatever the dtype of X: float32 weights would be too coarse.
 
     Raises:
-        ShapeError: d < 3, rows not of unit norm, shapes that differ. MarginError: rows that coincide, or are so
-            close that in this precision no half-space separates them. DepthError: units < m. NotFiniteError,
-            OptionError: other bad input.
+        ShapeError: d < 3, rows not of unit norm, shapes that differ.
+        MarginError: rows that coincide, or are so close that in this precision no half-space separates them.
+        DepthError: units < m.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
 
     Source: Li et al. 2016, Theorem 1; constants, closed loop and sharp threshold are this project's.
 
@@ -224,24 +216,30 @@ def construct_small_weight_network(
 
 
 @isolated(grad=False)
-def isolating_unit(points: Any, index: int, target: Any, clearance: float | None = None) -> tuple[Tensor, ...]:
+def isolating_unit(
+    points: ArrayLike, index: int, target: ArrayLike, clearance: float | None = None
+) -> tuple[Tensor, ...]:
     """Lemma 1: W1, b, W2 of a unit that moves one of several unit vectors and leaves the others where they are.
 
     With a the moved vector, delta = ||target - a|| and a threshold t, the unit is W1 = c e1 a^T, b = -c t e1,
     W2 = c (target - a)/delta e1^T with c = sqrt(delta/(1 - t)).
 
     Args:
-        points: unit vectors as rows, (n, d). index: the row to move. target: (d,), where to.
+        points: unit vectors as rows, (n, d).
+        index: the row to move.
+        target: (d,), where to.
         clearance: rho', which must not exceed the distance of the moved row from any other: then t = 1 - rho'^2/2 and
-            both matrices have the norm sqrt(2 delta)/rho', as in the paper. None: t is the largest inner product of
-            the moved row with another, which makes the norms as small as this form allows.
+            both matrices have the norm sqrt(2 delta)/rho', as in the paper. None: t is the largest inner product of the
+            moved row with another, which makes the norms as small as this form allows.
 
     Returns:
         W1 (d, d), b (d,), W2 (d, d), in the dtype of `points`.
 
     Raises:
         MarginError: a row nearer than `clearance` to the moved one, or equal to it.
-        ShapeError, NotFiniteError, OptionError: other bad input.
+        ShapeError: an array has the wrong shape, or is no array of real numbers.
+        NotFiniteError: an entry is NaN or infinite.
+        OptionError: an option is not one of those listed.
 
     Example:
         >>> E = torch.eye(3, dtype=torch.float64)
@@ -278,7 +276,7 @@ def isolating_unit(points: Any, index: int, target: Any, clearance: float | None
 
 
 @isolated
-def sphere_path(start: Any, goal: Any, obstacles: Any, clearance: float) -> SpherePath:
+def sphere_path(start: ArrayLike, goal: ArrayLike, obstacles: ArrayLike, clearance: float) -> SpherePath:
     """Lemma 2, one path: the minor great arc from `start` to `goal`, round every obstacle at distance `clearance`.
 
     Where the arc enters the cap of chord radius `clearance` about an obstacle it follows the shorter arc of the cap's
@@ -286,7 +284,8 @@ def sphere_path(start: Any, goal: Any, obstacles: Any, clearance: float) -> Sphe
     arcs, and an obstacle right on the arc can be passed on any side; one choice is made.
 
     Args:
-        start, goal: unit vectors (d,), d >= 3: on a circle one cannot go round anything.
+        start: unit vectors (d,), d >= 3: on a circle one cannot go round anything.
+        goal: unit vectors (d,), d >= 3: on a circle one cannot go round anything.
         obstacles: unit vectors as rows (n, d), n >= 0, pairwise at distances of at least 2 clearance, and at least
             `clearance` from both ends.
         clearance: 0 < clearance <= 1.
@@ -320,13 +319,15 @@ def sphere_path(start: Any, goal: Any, obstacles: Any, clearance: float) -> Sphe
 
 
 @isolated
-def sphere_paths(X: Any, Y: Any, rho: float | None = None) -> list[SpherePath]:
+def sphere_paths(X: ArrayLike, Y: ArrayLike, rho: float | None = None) -> list[SpherePath]:
     """Lemma 2: the paths of all samples to their labels, moved in the order of the rows, with clearance rho/2.
 
     While row i moves, the rows before it rest at their labels and the rows after it where they start.
 
     Args:
-        X, Y: unit vectors as rows, (m, d), d >= 3. rho: at most, and by default, `separation(X, Y)`.
+        X: unit vectors as rows, (m, d), d >= 3.
+        Y: unit vectors as rows, (m, d), d >= 3.
+        rho: at most, and by default, `separation(X, Y)`.
 
     Raises:
         MarginError: `rho` is more than the separation. Else as `separation`.
@@ -372,7 +373,7 @@ def total_norm_bound(rho: float, samples: int) -> float:
 
 
 @isolated(grad=False)
-def least_parameter_norm(X: Any, Y: Any) -> float:
+def least_parameter_norm(X: ArrayLike, Y: ArrayLike) -> float:
     """A lower bound on the norm of all weights and biases of units (3) that send X to Y, whatever their number.
 
     The square is, for the worst sample, the larger of 2 |y - x|/sqrt(1 + max(|x|, |y|)^2) and
@@ -383,7 +384,8 @@ def least_parameter_norm(X: Any, Y: Any) -> float:
     Without the biases there is none. Not in the paper; proof in the chapter.
 
     Args:
-        X, Y: inputs and outputs, (n, d).
+        X: inputs and outputs, (n, d).
+        Y: inputs and outputs, (n, d).
 
     Example:
         >>> axes = torch.eye(3)
@@ -402,11 +404,13 @@ def least_parameter_norm(X: Any, Y: Any) -> float:
 
 
 @isolated
-def apply_units(weights: Any, biases: Any, X: Any) -> Tensor:
+def apply_units(weights: ArrayLike, biases: ArrayLike, X: ArrayLike) -> Tensor:
     """Equation (3): h -> h + W2 ReLU(W1 h + b), unit after unit, by matrix products.
 
     Args:
-        weights: (units, 2, d, d), W1 and W2 of each unit. biases: (units, d). X: (n, d).
+        weights: (units, 2, d, d), W1 and W2 of each unit.
+        biases: (units, d).
+        X: (n, d).
 
     Returns:
         (n, d), in the dtype of `weights`; differentiable.
@@ -426,7 +430,7 @@ def apply_units(weights: Any, biases: Any, X: Any) -> Tensor:
 
 
 @isolated(grad=False)
-def least_stretch(weights: Any) -> float:
+def least_stretch(weights: ArrayLike) -> float:
     """prod_r (1 - ||W1|| ||W2||), or 0 if a factor is not positive: a lower bound on ||f(x) - f(y)||/||x - y||.
 
     Each unit is the identity plus a map of Lipschitz constant ||W1|| ||W2||. Where all these are below 1 the network is
@@ -479,14 +483,14 @@ def _woken(h: Tensor, incoming: Tensor, offsets: Tensor) -> Tensor:
     return (before > -rounding_margin(h.shape[1]) * size).any(1).nonzero().flatten()
 
 
-def _check_inputs(X: Any, d: int) -> Tensor:
+def _check_inputs(X: ArrayLike, d: int) -> Tensor:
     X = as_real("inputs", X)
     if X.ndim != 2 or X.shape[1] != d:
         raise ShapeError(f"inputs has shape {tuple(X.shape)}: (n, {d}) is needed")
     return X
 
 
-def _check_units(weights: Any) -> Tensor:
+def _check_units(weights: ArrayLike) -> Tensor:
     W = as_real("weights", weights)
     if W.ndim != 4 or W.shape[1] != 2 or W.shape[2] != W.shape[3] or 0 in W.shape:
         raise ShapeError(f"weights has shape {tuple(W.shape)}: (units, 2, d, d) is needed")
