@@ -25,10 +25,10 @@ class ExactMemorizer:
     """A residual network with rational weights; callable on one rational point, returns r fractions.
 
     Attributes:
-        first: A_0 (k, d).
+        first: A_0, (k, d).
         shift: (k,), added to A_0 x.
-        blocks: (U, s, V) for each h + V ReLU(U h + s).
-        last: (Q, t, V) of V ReLU(Q h + t).
+        blocks: (U, s, V) of each block h + V ReLU(U h + s).
+        last: (Q, t, V) of the last block V ReLU(Q h + t).
     """
 
     first: Matrix
@@ -37,11 +37,11 @@ class ExactMemorizer:
     last: tuple[Matrix, Vector, Matrix]
 
     def __call__(self, x: Sequence[Rational | int]) -> Vector:
-        """Output for one point."""
+        """Compute the output (r,) for one point (d,)."""
         return _relu_block(self.last, self.hidden(x)[-1])
 
     def hidden(self, x: Sequence[Rational | int]) -> Matrix:
-        """The hidden vector before the first block and after each."""
+        """Return the hidden vector of one point (d,) before the first block and after each."""
         h = _add(_apply(self.first, _rational(x)), self.shift)
         vectors = [h]
         for block in self.blocks:
@@ -59,12 +59,12 @@ def construct_exact_memorizer(
     first: Points | None = None,
     surrogates: Points | None = None,
 ) -> ExactMemorizer:
-    """The network of `construct_memorizer` with rational weights (Hardt & Ma 2016, Theorem 3.2).
+    """Construct the network of `construct_memorizer` with rational weights.
 
     Args:
         X: n rational points (int, Fraction) in d dimensions.
-        y: class numbers.
-        width: k.
+        y: class numbers, n.
+        width: dimension k of the hidden vectors.
         mode: "triangular", or "shared" with one threshold for all points.
         seed: of the projection and its shift, whole numbers from -9 to 9, drawn again if two points or the origin
             coincide.
@@ -74,8 +74,12 @@ def construct_exact_memorizer(
 
     Raises:
         SampleConflictError: equal points with different labels.
-        MarginError: no projection separates the points (`first` given), or the common threshold does not exist.
-        ShapeError: bad arrays.
+        MarginError: `first` does not separate the points, or the common threshold does not exist.
+        ShapeError: arrays that do not fit, or numbers that are not rational.
+        OptionError: unknown mode.
+        DepthError: `width` is no integer >= 1.
+
+    Source: Hardt & Ma 2016, Theorem 3.2.
 
     Example:
         >>> net = construct_exact_memorizer([[0, 1], [1, 1], [2, 1]], [0, 1, 0], width=1)
@@ -104,7 +108,13 @@ def construct_exact_memorizer(
 
 
 def rational_sphere_point(t: Sequence[Rational | int]) -> Vector:
-    """The point of the unit sphere in d + 1 dimensions that stereographic projection sends to t (d,).
+    """Return the point of the unit sphere in d + 1 dimensions that stereographic projection sends to t.
+
+    Args:
+        t: rational point (d,).
+
+    Raises:
+        ShapeError: a number is not rational.
 
     Example:
         >>> rational_sphere_point([1, 2])

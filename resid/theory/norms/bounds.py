@@ -45,21 +45,21 @@ _RELU_SHARE = 1 - 1 / math.pi
 
 @isolated
 def norm_ratios(gradients: Iterable[Any], *, direction: str, per_sample: bool = False) -> Tensor:
-    """Ratios of gradient norms across blocks, from the gradients at their boundaries.
+    """Compute the ratios of gradient norms across blocks, from the gradients at their boundaries.
 
     Args:
         gradients: g_0 .. g_L, from the input; each of any shape, samples first if per_sample. Norms are taken over all
             entries, the batch included, unless per_sample.
         direction: "in/out" (||g_l|| / ||g_{l+1}||) or "out/in".
-        per_sample: one ratio for each sample.
+        per_sample: give one ratio for each sample.
 
     Returns:
         (L,), or (L, n) if per_sample.
 
     Raises:
         ShapeError: fewer than two gradients.
-        OptionError: unknown direction; a gradient is zero, or so small that its digits are lost; or a ratio too large
-            or too small for its dtype.
+        OptionError: unknown direction; a gradient that is zero, or so small that its digits are lost; or a ratio too
+            large or too small for its dtype.
         NotFiniteError: a gradient has overflowed.
 
     Example:
@@ -89,22 +89,22 @@ def gradient_norm_ratios(
     direction: str,
     per_sample: bool = False,
 ) -> Tensor:
-    """Run x through blocks, differentiate the loss, and return the ratio of gradient norms across each block.
+    """Measure the ratio of gradient norms across each block, by one forward and one backward pass.
 
     Args:
         blocks: functions or modules, from the input.
         x: input, samples first.
-        loss: of the last output, a scalar.
-        direction: as for `norm_ratios`; per sample only where samples do not mix, hence not with batch normalisation.
-        per_sample: as for `norm_ratios`; per sample only where samples do not mix, hence not with batch normalisation.
+        loss: function of the last output, a scalar.
+        direction: "in/out" (||g_l|| / ||g_{l+1}||) or "out/in".
+        per_sample: give one ratio for each sample; only where samples do not mix, hence not with batch normalisation.
 
     Returns:
         (len(blocks),), or (len(blocks), n).
 
     Raises:
-        OptionError: as for `norm_ratios`, or the loss is no scalar.
-        ShapeError: an array has the wrong shape, or is no array of real numbers.
-        NotFiniteError: an entry is NaN or infinite.
+        OptionError: unknown direction, or a gradient that has no ratio.
+        ShapeError: the loss is no scalar, or there is no block.
+        NotFiniteError: `x` or a gradient holds NaN or infinity.
 
     Example:
         >>> x = torch.ones(1, 2)
@@ -122,14 +122,21 @@ def gradient_norm_ratios(
 
 @isolated
 def ratio_range(J: ArrayLike, *, direction: str) -> tuple[Tensor, Tensor]:
-    """Smallest and largest ratio that a block with Jacobian J (..., d, d) gives to any gradient.
+    """Compute the smallest and largest ratio that a block with Jacobian J gives to any gradient.
 
     Since g_l = J^T g_{l+1}, in/out ranges over [sigma_min(J), sigma_max(J)] and out/in over the inverses.
 
+    Args:
+        J: Jacobians (..., d, d).
+        direction: "in/out" or "out/in".
+
+    Returns:
+        Two tensors (...).
+
     Raises:
         OptionError: unknown direction.
-        ShapeError: no finite square matrices.
-        NotFiniteError: an entry is NaN or infinite.
+        ShapeError: matrices that are not square.
+        NotFiniteError: `J` holds NaN or infinity.
 
     Example:
         >>> least, most = ratio_range(torch.diag(torch.tensor([2.0, 4.0])), direction="out/in")
@@ -144,10 +151,17 @@ def ratio_range(J: ArrayLike, *, direction: str) -> tuple[Tensor, Tensor]:
 
 @isolated
 def norm_deviation(J: ArrayLike) -> Tensor:
-    """The least delta with (1 - delta) ||g|| <= ||J^T g|| <= (1 + delta) ||g|| for every g; J (..., d, d).
+    """Compute the least delta with (1 - delta) ||g|| <= ||J^T g|| <= (1 + delta) ||g|| for every g.
 
     max(sigma_max(J) - 1, 1 - sigma_min(J)), at most ||J - I|| by Lemma 1 of the paper; zero for every isometry,
     however far from the identity.
+
+    Args:
+        J: Jacobians (..., d, d).
+
+    Raises:
+        ShapeError: matrices that are not square.
+        NotFiniteError: `J` holds NaN or infinity.
 
     Example:
         >>> float(norm_deviation(torch.diag(torch.tensor([1.0, -1.5]))))
@@ -159,13 +173,18 @@ def norm_deviation(J: ArrayLike) -> Tensor:
 
 @isolated
 def identity_plus_bounds(M: ArrayLike) -> tuple[Tensor, Tensor]:
-    """(1 - sigma_max(M), 1 + sigma_max(M)), between which all singular values of I + M lie; M (..., d, d).
+    """Return 1 - sigma_max(M) and 1 + sigma_max(M), between which all singular values of I + M lie.
 
-    Zaeemzadeh et al. 2018, Lemma 1, for every square matrix: ||v|| - ||Mv|| <= ||v + Mv|| <= ||v|| + ||Mv||.
+    For every square matrix: ||v|| - ||Mv|| <= ||v + Mv|| <= ||v|| + ||Mv||.
+
+    Args:
+        M: matrices (..., d, d).
 
     Raises:
-        ShapeError: no finite square matrices.
-        NotFiniteError: an entry is NaN or infinite.
+        ShapeError: matrices that are not square.
+        NotFiniteError: `M` holds NaN or infinity.
+
+    Source: Zaeemzadeh et al. 2018, Lemma 1.
 
     Example:
         >>> low, high = identity_plus_bounds([[0.5, 0.0], [0.0, -0.25]])
@@ -178,7 +197,7 @@ def identity_plus_bounds(M: ArrayLike) -> tuple[Tensor, Tensor]:
 
 @isolated(grad=False)
 def block_bound(W1: ArrayLike, W2: ArrayLike, c_rho: float, form: str = "plain") -> float:
-    """delta with (1 - delta) ||g_{l+1}|| <= ||g_l|| <= (1 + delta) ||g_{l+1}|| for a block of two layers.
+    """Compute delta with (1 - delta) ||g_{l+1}|| <= ||g_l|| <= (1 + delta) ||g_{l+1}|| for a block of two layers.
 
     form="plain": x + W2 rho(W1 x), delta = c_rho ||W1|| ||W2||. form="preactivation": x + W2 rho(W1 rho(x)),
     delta = c_rho^2 ||W1|| ||W2||. Operator norms. Void for blocks with normalisation, see `batch_norm_ratios`.
@@ -186,13 +205,13 @@ def block_bound(W1: ArrayLike, W2: ArrayLike, c_rho: float, form: str = "plain")
     Args:
         W1: (m, d).
         W2: (d, m).
-        c_rho: a bound on the absolute slope of rho, see `SLOPES`.
-        form: as above.
+        c_rho: a bound on the absolute slope of rho, > 0; `SLOPES` has those of common ones.
+        form: "plain" or "preactivation".
 
     Raises:
         ShapeError: matrices that do not fit.
-        NotFiniteError: an entry is NaN or infinite.
-        OptionError: unknown form, or c_rho not positive.
+        NotFiniteError: a matrix holds NaN or infinity.
+        OptionError: unknown form, or `c_rho` is not positive.
 
     Source: Zaeemzadeh et al. 2018, Corollary 1 (plain).
 
@@ -205,16 +224,19 @@ def block_bound(W1: ArrayLike, W2: ArrayLike, c_rho: float, form: str = "plain")
 
 @isolated(grad=False)
 def layers_bound(weights: Sequence[Any], c_rho: float, form: str = "plain") -> float:
-    """`block_bound` for a block of any number of layers: the product of all norms and one c_rho for each nonlinearity.
+    """Compute `block_bound` for a block of any number of layers: the product of all norms and slopes.
 
     form="plain": x + W_m rho(.. rho(W_1 x)), m - 1 nonlinearities. "preactivation": x + W_m rho(.. W_1 rho(x)), m.
 
     Args:
         weights: W_1 .. W_m, each (out, in), from the input; the first takes in what the last puts out.
-        c_rho: as for `block_bound`.
-        form: as for `block_bound`.
+        c_rho: a bound on the absolute slope of rho, > 0; one factor for each nonlinearity.
+        form: "plain" or "preactivation".
 
-    Raises: as for `block_bound`.
+    Raises:
+        ShapeError: matrices that do not fit.
+        NotFiniteError: a matrix holds NaN or infinity.
+        OptionError: unknown form, or `c_rho` is not positive.
 
     Example:
         >>> layers_bound([[[2.0]], [[0.5]], [[0.1]]], c_rho=2.0)
@@ -234,7 +256,7 @@ def layers_bound(weights: Sequence[Any], c_rho: float, form: str = "plain") -> f
 
 @isolated
 def linear_bound(R: ArrayLike, depth: int, version: str = "optimal") -> float:
-    """delta such that some linear residual network (I + W_L) .. (I + W_1) = R changes no gradient norm by more.
+    """Compute delta such that some linear residual network with the map R changes no gradient norm by more.
 
     version="optimal": max(sigma_max(R)^(1/L) - 1, 1 - sigma_min(R)^(1/L)), the least delta there is, for every
     invertible R; attained by `norm_preserving_layers`. This project's.
@@ -243,16 +265,16 @@ def linear_bound(R: ArrayLike, depth: int, version: str = "optimal") -> float:
     Theorem 2, with the constant of Hardt & Ma's first version.
 
     Args:
-        R: (d, d), invertible.
-        depth: number of layers L.
-        version: one of the three.
+        R: invertible matrix (d, d).
+        depth: number of layers L, >= 1.
+        version: "optimal", "polar" or "printed".
 
     Raises:
-        DeterminantError: R is singular, or det R < 0 for "polar".
+        DeterminantError: `R` is singular, or det R < 0 for "polar".
         DepthError: depth < 1, or too small for "printed".
-        OptionError: an option is not one of those listed.
-        ShapeError: an array has the wrong shape, or is no array of real numbers.
-        NotFiniteError: an entry is NaN or infinite.
+        OptionError: unknown version.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Example:
         >>> linear_bound([[4.0, 0.0], [0.0, -1.0]], depth=2)
@@ -268,7 +290,7 @@ def linear_bound(R: ArrayLike, depth: int, version: str = "optimal") -> float:
 
 @isolated
 def norm_preserving_layers(R: ArrayLike, depth: int) -> Tensor:
-    """Layers W_l with (I + W_L) .. (I + W_1) = R that change gradient norms least: every norm by R's, to the power 1/L.
+    """Factor R into layers W_l, (I + W_L) .. (I + W_1) = R, that change gradient norms least.
 
     R = U K V^T; I + W_1 = U K^(1/L) V^T and all others U K^(1/L) U^T, so that each has the singular values
     sigma_i(R)^(1/L). No determinant condition: a layer far from the identity can keep norms. All layers but the first
@@ -276,17 +298,17 @@ def norm_preserving_layers(R: ArrayLike, depth: int) -> Tensor:
     least.
 
     Args:
-        R: (d, d), invertible.
+        R: invertible matrix (d, d).
         depth: number of layers L, >= 1.
 
     Returns:
         (depth, d, d), ordered from the input, dtype and device of `R`.
 
     Raises:
-        DeterminantError: R is singular to float64 precision.
-        DepthError: a count is no integer >= 1.
-        ShapeError: an array has the wrong shape, or is no array of real numbers.
-        NotFiniteError: an entry is NaN or infinite.
+        DeterminantError: `R` is singular to float64 precision.
+        DepthError: `depth` is no integer >= 1.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Example:
         >>> from resid.theory.factor.constructions import compose
@@ -308,7 +330,7 @@ def norm_preserving_layers(R: ArrayLike, depth: int) -> Tensor:
 def batch_norm_ratios(
     depth: int, added_variance: float, initial_variance: float = 1.0, layers: int = 3, *, direction: str
 ) -> Tensor:
-    """Ratios of gradient norms across the blocks of a preactivation stack with batch normalisation, at initial weights.
+    """Estimate ratios of gradient norms across the blocks of a preactivation stack with batch normalisation.
 
     A block adds W_k rho(BN(W_{k-1} .. rho(BN(x)))) with ReLU to the stream, whose variance is v_l = v_0 + l s. With
     q = 1 - 1/pi, in/out = sqrt(1 + s / (q^k v_l)). An estimate: exact in the limit of many channels and samples, for
@@ -327,7 +349,7 @@ def batch_norm_ratios(
 
     Raises:
         OptionError: unknown direction, or a variance that is not positive.
-        DepthError: depth or layers < 1.
+        DepthError: `depth` or `layers` is no integer >= 1.
 
     Example:
         >>> ratios = batch_norm_ratios(1000, 1 - 1 / math.pi, direction="in/out")

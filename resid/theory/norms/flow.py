@@ -58,14 +58,14 @@ class NearIdentityFlow:
 
     @isolated
     def __call__(self, x: Tensor) -> Tensor:
-        """The blocks one after another, for x (n, d) in the ball."""
+        """Apply the blocks one after another to x (n, d) in the ball."""
         for block in self.blocks:
             x = block(x)
         return x
 
     @isolated
     def jacobians(self, x: ArrayLike) -> Tensor:
-        """Jacobian of every block along the way of x (n, d) in the ball: (depth, n, d, d).
+        """Compute the Jacobian of every block along the way of x (n, d) in the ball: (depth, n, d, d).
 
         In closed form: block i has h'(t_i x) h'(t_{i-1} x)^-1.
         """
@@ -96,7 +96,7 @@ class NearIdentityFlow:
 
 @isolated(grad=False)
 def near_identity_flow(h: SmoothMap, depth: int, times: str = "uniform") -> NearIdentityFlow:
-    """`depth` blocks near the identity whose composition is h on its ball, exactly but for rounding.
+    """Construct `depth` blocks near the identity whose composition is h on its ball, exactly but for rounding.
 
     First h'(0) as linear blocks (`factor_near_identity`), then the flow H_t(x) = (h(t x) - h(0)) / t from t = 0 to 1.
     A block finds x again from its input by Newton's method. How many blocks are linear is chosen so that the certified
@@ -110,13 +110,13 @@ def near_identity_flow(h: SmoothMap, depth: int, times: str = "uniform") -> Near
         times: "uniform" or "geometric".
 
     Returns:
-        NearIdentityFlow, float64 unless its input is float32.
+        A `NearIdentityFlow`, float64 unless its input is float32.
 
     Raises:
-        DeterminantError: det h'(0) <= 0 (see `resid.theory.norms.mirror_augmented`).
-        DepthError: depth too small.
+        DeterminantError: det h'(0) <= 0; `resid.theory.norms.mirror_augmented` repairs it.
+        DepthError: `depth` too small.
         OptionError: unknown times.
-        ConvergenceError: on calling the result, Newton's method finds no preimage, because the input is outside the
+        ConvergenceError: on calling the result: Newton's method finds no preimage, because the input is outside the
             image of the ball, or h bends too much.
 
     Source: Bartlett, Evans and Long 2018, Theorem 1, with this project's times, constant and division of the blocks.
@@ -140,9 +140,12 @@ def near_identity_flow(h: SmoothMap, depth: int, times: str = "uniform") -> Near
 
 @isolated(grad=False)
 def flow_constant(h: SmoothMap) -> float:
-    """c = alpha beta radius + theta + (e - 1) gamma, so that blocks are within c / (depth - 1) of the identity.
+    """Compute c = alpha beta radius + theta + (e - 1) gamma: blocks are within c / (depth - 1) of the identity.
 
     theta is the rotation angle and gamma the spectral gamma of h'(0); theta <= pi.
+
+    Args:
+        h: the map.
 
     Raises:
         DeterminantError: det h'(0) <= 0.
@@ -158,16 +161,21 @@ def flow_constant(h: SmoothMap) -> float:
 
 @isolated(grad=False)
 def flow_bound(h: SmoothMap, depth: int, times: str = "uniform") -> float:
-    """A bound on the Lipschitz seminorm of every block of `near_identity_flow` minus the identity.
+    """Bound the Lipschitz seminorm of every block of `near_identity_flow` minus the identity.
 
     The larger of alpha beta radius max(t_i - t_{i-1}) for the nonlinear blocks and
     ``e^(gamma/m) - 1 + 2 sin(theta/2m)`` for the m linear ones. At most `flow_constant(h)` / (depth - 1) for uniform
     times and depth >= 1 + flow_constant(h).
 
+    Args:
+        h: the map.
+        depth: number of blocks.
+        times: "uniform" or "geometric".
+
     Raises:
-        DeterminantError: as for `near_identity_flow`.
-        DepthError: a count is no integer >= 1.
-        OptionError: an option is not one of those listed.
+        DeterminantError: det h'(0) <= 0.
+        DepthError: `depth` too small.
+        OptionError: unknown times.
     """
     depth = as_depth("depth", depth)
     check_option("times", times, TIMES)
@@ -177,7 +185,14 @@ def flow_bound(h: SmoothMap, depth: int, times: str = "uniform") -> float:
 
 @isolated
 def flow_times(count: int, times: str = "uniform") -> Tensor:
-    """0 = t_0 < .. < t_count = 1, float64: i / count, or (2 count)^((i - count)/(count - 1)) for "geometric".
+    """Return 0 = t_0 < .. < t_count = 1: i / count, or (2 count)^((i - count)/(count - 1)) for "geometric".
+
+    Args:
+        count: number of steps.
+        times: "uniform" or "geometric".
+
+    Returns:
+        (count + 1,), float64.
 
     Raises:
         OptionError: unknown times.

@@ -21,7 +21,7 @@ from resid.theory.procrustes.projection import norm_preserving_scale
 
 @isolated
 def project_orthonormal_taps(kernel: ArrayLike, relu: bool = False, groups: int = 1) -> Tensor:
-    """The kernel with orthonormal taps that is nearest to a kernel, times s/k: all singular values are s exactly.
+    """Project a kernel to the nearest one with orthonormal taps, times s/k: all singular values are s exactly.
 
     s is that of `resid.theory.procrustes.norm_preserving_scale`. Stride 1, any dilation; with circular padding the map
     may have any size. With zeros around, J^T J is diagonal: a pixel that only m of the k^2 windows hold has the entry
@@ -41,7 +41,8 @@ def project_orthonormal_taps(kernel: ArrayLike, relu: bool = False, groups: int 
 
     Raises:
         ShapeError: fewer output channels of a group than taps into each, or not a kernel.
-        NotFiniteError: bad input.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        SizeError: `groups` is no integer >= 1.
 
     Source: this project's.
 
@@ -62,5 +63,4 @@ def project_orthonormal_taps(kernel: ArrayLike, relu: bool = False, groups: int 
             "taps are needed; see project_norm_preserving"
         )
     W = polar_factor(K.reshape(number, d, c * taps))
-    found: Tensor = norm_preserving_scale(c, d, relu) / math.sqrt(taps) * W
-    return found.reshape(K.shape)
+    return (W * (norm_preserving_scale(c, d, relu) / math.sqrt(taps))).reshape(K.shape)

@@ -15,22 +15,27 @@ from resid.theory.shortcut._activation import ACTIVATIONS, activate, derivatives
 
 @isolated
 def moment_difference(X: ArrayLike, Y: ArrayLike, activation: str = "linear", position: str = "mid") -> Tensor:
-    """M = c (1/m) sum (x - y) sigma_pre(x)^T (d, d), which decides the Hessian at zero of a 2-shortcut network.
+    """Compute M = c (1/m) sum (x - y) sigma_pre(x)^T, which decides the Hessian at zero of a 2-shortcut network.
 
     c is the slope of the activation at zero where it stands at "mid" or "post", and 1 otherwise. For a linear network
     M = Sigma_XX - Sigma_YX.
 
     Args:
-        X: (m, d).
-        Y: (m, d).
-        activation: as for `ShortcutNetwork`.
-        position: as for `ShortcutNetwork`.
+        X: inputs (m, d).
+        Y: labels (m, d).
+        activation: "linear", "relu", "tanh" or "silu".
+        position: where it stands in a unit, "pre", "mid" or "post".
+
+    Returns:
+        M, (d, d).
 
     Raises:
         OptionError: unknown activation or position, or ReLU at "mid" or "post": there the loss has no Hessian at zero
-            (see `neuron_matrices`).
-        ShapeError: an array has the wrong shape, or is no array of real numbers.
-        NotFiniteError: an entry is NaN or infinite.
+            (`neuron_matrices` has what there is instead).
+        ShapeError: `X` and `Y` have different shapes, or no rows.
+        NotFiniteError: an argument holds NaN or infinity.
+
+    Source: Li et al. 2016, Theorem 2.
 
     Example:
         >>> moment_difference([[1.0], [3.0]], [[2.0], [4.0]])
@@ -53,7 +58,7 @@ def moment_difference(X: ArrayLike, Y: ArrayLike, activation: str = "linear", po
 
 @isolated
 def hessian_at_zero(length: int, units: int, M: ArrayLike, sigma: ArrayLike | None = None) -> Tensor:
-    """Hessian (N, N) at zero weights of an n-shortcut network, rows ordered like `weights.flatten()`.
+    """Assemble the Hessian (N, N) at zero weights of an n-shortcut network, rows ordered like `weights.flatten()`.
 
     length 1: blocks of Toeplitz form, B on the diagonal, A everywhere below and A^T above, for a linear network:
     ``B[ab, ce] = delta_ac sigma_be`` and ``A[ab, ce] = delta_ac sigma_be + delta_bc M_ae``.
@@ -62,16 +67,18 @@ def hessian_at_zero(length: int, units: int, M: ArrayLike, sigma: ArrayLike | No
     length >= 3: zero.
 
     Args:
-        length: matrices per unit.
+        length: matrices per unit, n.
         units: number of units.
-        M: (d, d), see `moment_difference`.
+        M: (d, d), from `moment_difference`.
         sigma: (d, d), (1/m) sum x x^T for length 1; default the identity (whitened inputs).
 
     Raises:
-        DepthError: a count is no integer >= 1.
-        ShapeError: an array has the wrong shape, or is no array of real numbers.
-        NotFiniteError: an entry is NaN or infinite.
+        DepthError: `length` or `units` is no integer >= 1.
+        ShapeError: `M` or `sigma` has the wrong shape.
+        NotFiniteError: an argument holds NaN or infinity.
         CovarianceError: `sigma` is not symmetric positive semidefinite.
+
+    Source: Li et al. 2016, Theorem 2.
 
     Example:
         >>> hessian_at_zero(2, 1, [[3.0]])
@@ -103,18 +110,21 @@ def hessian_at_zero(length: int, units: int, M: ArrayLike, sigma: ArrayLike | No
 
 @isolated
 def hessian_spectrum_at_zero(units: int, M: ArrayLike) -> Tensor:
-    """Eigenvalues of the Hessian at zero of a 2-shortcut network, ascending: +-sigma_i(M), each d * units times.
+    """Compute the eigenvalues of the Hessian at zero of a 2-shortcut network: +-sigma_i(M), each d * units times.
 
     One d x d singular value decomposition, whatever the depth.
 
     Args:
         units: number of units.
-        M: (d, d), see `moment_difference`.
+        M: (d, d), from `moment_difference`.
+
+    Returns:
+        (2 d^2 units,), ascending.
 
     Raises:
-        DepthError: a count is no integer >= 1.
-        ShapeError: an array has the wrong shape, or is no array of real numbers.
-        NotFiniteError: an entry is NaN or infinite.
+        DepthError: `units` is no integer >= 1.
+        ShapeError: `M` is not square.
+        NotFiniteError: `M` holds NaN or infinity.
 
     Example:
         >>> hessian_spectrum_at_zero(1, [[3.0]])
@@ -127,7 +137,7 @@ def hessian_spectrum_at_zero(units: int, M: ArrayLike) -> Tensor:
 
 @isolated(grad=False)
 def length_one_growth_bound(units: int, M: ArrayLike, sigma: ArrayLike | None = None) -> float:
-    """A lower bound on the condition number at zero of a linear 1-shortcut network, our own.
+    """Bound the condition number at zero of a linear 1-shortcut network from below; this project's.
 
     lambda_max(B + (units - 1)(A + A^T)/2) / sigma_max(M), with the blocks of `hessian_at_zero`. It holds for the least
     absolute eigenvalue, and for every quantile of the absolute eigenvalues, interpolated as `condition_number` does, up
@@ -144,11 +154,11 @@ def length_one_growth_bound(units: int, M: ArrayLike, sigma: ArrayLike | None = 
         sigma: (d, d), Sigma_XX; default the identity (whitened inputs).
 
     Raises:
-        DepthError: units is no integer >= 2.
-        ShapeError: bad M or sigma.
-        NotFiniteError: an entry is NaN or infinite.
+        DepthError: `units` is no integer >= 2.
+        OptionError: `M` is zero.
+        ShapeError: `M` or `sigma` has the wrong shape.
+        NotFiniteError: an argument holds NaN or infinity.
         CovarianceError: `sigma` is not symmetric positive semidefinite.
-        OptionError: M is zero.
 
     Example:
         >>> length_one_growth_bound(2, [[0.5, 0.0], [0.0, 0.5]])  # eigenvalues 1/2 four times, 3/2, 5/2 three times
@@ -168,7 +178,7 @@ def length_one_growth_bound(units: int, M: ArrayLike, sigma: ArrayLike | None = 
 
 @isolated
 def neuron_matrices(W1: ArrayLike, X: ArrayLike, Y: ArrayLike) -> Tensor:
-    """M(w) = (1/m) sum over samples with w.x > 0 of (x - y) x^T, for each row w of `W1`: shape (rows, d, d).
+    """Compute M(w) = (1/m) sum over samples with w.x > 0 of (x - y) x^T for each row w of `W1`: (rows, d, d).
 
     Close to zero a 2-shortcut network with ReLU at "mid" has, for each hidden neuron with incoming weights w and
     outgoing weights v, the second-order part v^T M(w) w, and its Hessian has the eigenvalues +- the singular values of
@@ -176,12 +186,12 @@ def neuron_matrices(W1: ArrayLike, X: ArrayLike, Y: ArrayLike) -> Tensor:
 
     Args:
         W1: incoming weights (rows, d).
-        X: (m, d).
-        Y: (m, d).
+        X: inputs (m, d).
+        Y: labels (m, d).
 
     Raises:
-        ShapeError: an array has the wrong shape, or is no array of real numbers.
-        NotFiniteError: an entry is NaN or infinite.
+        ShapeError: shapes that do not fit.
+        NotFiniteError: an argument holds NaN or infinity.
     """
     X, Y = as_samples(X, Y)
     Y = Y.to(X)
@@ -194,19 +204,19 @@ def neuron_matrices(W1: ArrayLike, X: ArrayLike, Y: ArrayLike) -> Tensor:
 
 @isolated(grad=False)
 def whitened_condition_bound(shares: ArrayLike) -> float:
-    """(1 + s) / (1 - s): the condition number of a linear 2-shortcut network at zero is at most this, our own.
+    """Bound the condition number of a linear 2-shortcut network at zero by (1 + s) / (1 - s); this project's.
 
     For centred and whitened inputs and one-hot labels; s^2 is the largest eigenvalue of diag(p) - p p^T, the covariance
     of the labels, with p the shares of the classes. Then s is the most that a singular value of Sigma_YX can be, and
     M = I - Sigma_YX. Since s^2 <= min(max p, 1/2), the bound is at most 3 + 2 sqrt(2), whatever the shares.
 
     Args:
-        shares: (K,), at least two of them positive, with the sum 1.
+        shares: of the classes, (K,), at least two of them positive, with the sum 1.
 
     Raises:
         OptionError: other shares.
-        ShapeError: no vector of numbers.
-        NotFiniteError: an entry is NaN or infinite.
+        ShapeError: no vector.
+        NotFiniteError: `shares` holds NaN or infinity.
 
     Example:
         >>> round(whitened_condition_bound([0.9, 0.1]), 3), round(whitened_condition_bound([0.1] * 10), 3)

@@ -88,11 +88,15 @@ class ShortcutNetwork:
 
     @isolated
     def forward(self, weights: ArrayLike, X: ArrayLike) -> Tensor:
-        """Outputs (..., m, d) for weights (..., units, length, d, d) and inputs X (m, d); differentiable.
+        """Compute outputs (..., m, d); differentiable.
+
+        Args:
+            weights: (..., units, length, d, d).
+            X: inputs (m, d).
 
         Raises:
-            ShapeError: weights or X of another shape, or with NaN.
-            NotFiniteError: an entry is NaN or infinite.
+            ShapeError: weights or inputs of another shape.
+            NotFiniteError: an argument holds NaN or infinity.
         """
         W, X = self._weights(weights), self._data("X", X)
         X = X.to(W)
@@ -110,11 +114,16 @@ class ShortcutNetwork:
 
     @isolated
     def loss(self, weights: ArrayLike, X: ArrayLike, Y: ArrayLike) -> Tensor:
-        """(1/2m) sum ||y_hat - y||^2, shape (...); differentiable.
+        """Compute (1/2m) sum ||y_hat - y||^2, shape (...); differentiable.
+
+        Args:
+            weights: (..., units, length, d, d).
+            X: inputs (m, d).
+            Y: labels (m, d).
 
         Raises:
-            ShapeError: shapes that do not fit, or NaN.
-            NotFiniteError: an entry is NaN or infinite.
+            ShapeError: shapes that do not fit.
+            NotFiniteError: an argument holds NaN or infinity.
         """
         output = self.forward(weights, X)
         Y = self._data("Y", Y)
@@ -124,52 +133,42 @@ class ShortcutNetwork:
 
     @isolated
     def linear_map(self, weights: ArrayLike) -> Tensor:
-        """The matrix (..., d, d) of a linear network; differentiable.
+        """Return the matrix (..., d, d) of a linear network; differentiable.
+
+        Args:
+            weights: (..., units, length, d, d).
 
         Raises:
             OptionError: the network is not linear.
-            ShapeError: an array has the wrong shape, or is no array of real numbers.
-            NotFiniteError: an entry is NaN or infinite.
+            ShapeError: weights of another shape.
+            NotFiniteError: `weights` holds NaN or infinity.
         """
         self._check_linear("linear_map")
         return linear_parts(self._weights(weights), self.shortcut)[2][-1]
 
     @isolated
-    def excess_loss(self, weights: ArrayLike, sigma_xx: ArrayLike, sigma_yx: ArrayLike) -> Tensor:
-        """Loss (...) of a linear network above the least loss of a linear map, from the moments; differentiable.
-
-        Computed from the distance to the best map and not as a difference of losses, so that it is accurate near 0.
-
-        Raises:
-            OptionError: an option is not one of those listed.
-            ShapeError: an array has the wrong shape, or is no array of real numbers.
-            NotFiniteError: an entry is NaN or infinite.
-            CovarianceError: `sigma` is not symmetric positive semidefinite.
-        """
-        self._check_linear("excess_loss")
-        return self._excess_and_gradient(weights, sigma_xx, sigma_yx)[0].clamp_min(0)
-
-    @isolated
     def gradient_from_moments(self, weights: ArrayLike, sigma_xx: ArrayLike, sigma_yx: ArrayLike) -> Tensor:
-        """Gradient of the loss of a linear network, shaped like `weights`; the number of samples does not matter.
+        """Compute the gradient of the loss of a linear network, shaped like `weights`, from the moments of the data.
 
         Args:
             weights: (..., units, length, d, d); leading axes are networks of their own.
-            sigma_xx: (1/m) sum x x^T.
-            sigma_yx: (1/m) sum y x^T. Both (d, d).
+            sigma_xx: (1/m) sum x x^T, (d, d).
+            sigma_yx: (1/m) sum y x^T, (d, d).
 
         Raises:
-            OptionError: an option is not one of those listed.
-            ShapeError: an array has the wrong shape, or is no array of real numbers.
-            NotFiniteError: an entry is NaN or infinite.
-            CovarianceError: `sigma` is not symmetric positive semidefinite.
+            OptionError: the network is not linear.
+            ShapeError: shapes that do not fit.
+            NotFiniteError: an argument holds NaN or infinity.
+            CovarianceError: `sigma_xx` is not symmetric positive semidefinite.
         """
         self._check_linear("gradient_from_moments")
-        return self._excess_and_gradient(weights, sigma_xx, sigma_yx)[1]
+        W = self._weights(weights)
+        xx, yx = self._moments(sigma_xx, sigma_yx, W)
+        return excess_and_gradient(W, xx, best_map(xx, yx), self.shortcut)[1]
 
     @isolated(grad=False)
     def hessian(self, weights: ArrayLike, X: ArrayLike, Y: ArrayLike) -> Tensor:
-        """Hessian (N, N) of the loss, in closed form, N = units length d^2.
+        """Compute the Hessian (N, N) of the loss, in closed form, N = units length d^2.
 
         A linear network needs the moments of the data alone. For ReLU it is the Hessian on the linear region in which
         the weights lie, as automatic differentiation gives it; where an argument of ReLU is exactly 0, as at zero
@@ -177,15 +176,15 @@ class ShortcutNetwork:
 
         Args:
             weights: (units, length, d, d).
-            X: (m, d).
-            Y: (m, d).
+            X: inputs (m, d).
+            Y: labels (m, d).
 
         Returns:
             (N, N), dtype and device of `weights`.
 
         Raises:
-            ShapeError: an array has the wrong shape, or is no array of real numbers.
-            NotFiniteError: an entry is NaN or infinite.
+            ShapeError: shapes that do not fit.
+            NotFiniteError: an argument holds NaN or infinity.
 
         Example:
             >>> network, eye = ShortcutNetwork(2, 1, 1), torch.ones(1, 1, dtype=torch.float64)
@@ -203,26 +202,24 @@ class ShortcutNetwork:
 
     @isolated(grad=False)
     def hessian_from_moments(self, weights: ArrayLike, sigma_xx: ArrayLike, sigma_yx: ArrayLike) -> Tensor:
-        """Hessian (N, N) of the loss of a linear network from the moments (1/m) sum x x^T and (1/m) sum y x^T.
+        """Compute the Hessian (N, N) of the loss of a linear network from the moments of the data.
+
+        Args:
+            weights: (units, length, d, d).
+            sigma_xx: (1/m) sum x x^T, (d, d).
+            sigma_yx: (1/m) sum y x^T, (d, d).
 
         Raises:
             OptionError: the network is not linear.
-            ShapeError: an array has the wrong shape, or is no array of real numbers.
-            NotFiniteError: an entry is NaN or infinite.
-            CovarianceError: `sigma` is not symmetric positive semidefinite.
+            ShapeError: shapes that do not fit.
+            NotFiniteError: an argument holds NaN or infinity.
+            CovarianceError: `sigma_xx` is not symmetric positive semidefinite.
         """
         self._check_linear("hessian_from_moments")
         W = self._one(weights)
         return linear_hessian(W, *self._moments(sigma_xx, sigma_yx, W), self.shortcut)
 
     # ------------------------------------------------------------------------------------------------------- private
-
-    def _excess_and_gradient(
-        self, weights: ArrayLike, sigma_xx: ArrayLike, sigma_yx: ArrayLike
-    ) -> tuple[Tensor, Tensor]:
-        W = self._weights(weights)
-        xx, yx = self._moments(sigma_xx, sigma_yx, W)
-        return excess_and_gradient(W, xx, best_map(xx, yx), self.shortcut)
 
     def _weights(self, weights: ArrayLike) -> Tensor:
         W = as_real("weights", weights)
@@ -248,18 +245,22 @@ class ShortcutNetwork:
         check_same_dimension("sigma_yx", yx, self.width, "the network")
         return as_covariance("sigma_xx", sigma_xx, self.width).to(W), yx.to(W)
 
-    def _check_linear(self, what: str) -> None:
+    def _check_linear(self, method: str) -> None:
         if self.activation != "linear":
-            raise OptionError(f"{what} needs a linear network, not activation = {self.activation!r}: use `hessian`")
+            raise OptionError(f"{method} needs a linear network, not activation = {self.activation!r}: use `hessian`")
 
 
 @isolated
 def second_moments(X: ArrayLike, Y: ArrayLike) -> tuple[Tensor, Tensor]:
-    """(1/m) sum x x^T and (1/m) sum y x^T, both (d, d), of data X, Y (m, d).
+    """Compute (1/m) sum x x^T and (1/m) sum y x^T, both (d, d), of data.
+
+    Args:
+        X: inputs (m, d).
+        Y: labels (m, d).
 
     Raises:
-        ShapeError: X and Y of different shapes, empty, or with NaN.
-        NotFiniteError: an entry is NaN or infinite.
+        ShapeError: `X` and `Y` have different shapes, or no rows.
+        NotFiniteError: an argument holds NaN or infinity.
 
     Example:
         >>> second_moments([[1.0], [3.0]], [[2.0], [4.0]])
@@ -272,12 +273,16 @@ def second_moments(X: ArrayLike, Y: ArrayLike) -> tuple[Tensor, Tensor]:
 
 @isolated
 def best_map(sigma_xx: ArrayLike, sigma_yx: ArrayLike) -> Tensor:
-    """The matrix (d, d) of least loss, Sigma_YX Sigma_XX^+ with the pseudoinverse; from the two moments.
+    """Compute the matrix (d, d) of least loss, Sigma_YX Sigma_XX^+ with the pseudoinverse, from the two moments.
+
+    Args:
+        sigma_xx: (1/m) sum x x^T, (d, d).
+        sigma_yx: (1/m) sum y x^T, (d, d).
 
     Raises:
-        ShapeError: an array has the wrong shape, or is no array of real numbers.
-        NotFiniteError: an entry is NaN or infinite.
-        CovarianceError: `sigma` is not symmetric positive semidefinite.
+        ShapeError: shapes that do not fit.
+        NotFiniteError: an argument holds NaN or infinity.
+        CovarianceError: `sigma_xx` is not symmetric positive semidefinite.
 
     Example:
         >>> best_map([[2.0]], [[6.0]])
@@ -290,11 +295,15 @@ def best_map(sigma_xx: ArrayLike, sigma_yx: ArrayLike) -> Tensor:
 
 @isolated(grad=False)
 def least_linear_loss(X: ArrayLike, Y: ArrayLike) -> float:
-    """Least loss (1/2m) sum ||Wx - y||^2 over all matrices W, for data X, Y (m, d).
+    """Compute the least loss (1/2m) sum ||Wx - y||^2 over all matrices W.
+
+    Args:
+        X: inputs (m, d).
+        Y: labels (m, d).
 
     Raises:
-        ShapeError: as `second_moments`.
-        NotFiniteError: an entry is NaN or infinite.
+        ShapeError: `X` and `Y` have different shapes, or no rows.
+        NotFiniteError: an argument holds NaN or infinity.
     """
     xx, yx = second_moments(X, Y)
     Y = as_real("Y", Y).to(xx)
@@ -303,7 +312,7 @@ def least_linear_loss(X: ArrayLike, Y: ArrayLike) -> float:
 
 @isolated
 def balanced_hessian_spectrum(R: ArrayLike, depth: int) -> Tensor:
-    """The d^2 eigenvalues that need not vanish of the Hessian at a balanced minimiser with the map R, our own.
+    """Compute the d^2 eigenvalues that need not vanish of the Hessian at a balanced minimiser with the map R.
 
     The network has `depth` matrices (no shortcuts, or shortcuts of length 1 with I + W for the matrices), inputs are
     whitened and R is the best map. Balanced means W_(i+1)^T W_(i+1) = W_i W_i^T. With s the singular values of R the
@@ -318,9 +327,9 @@ def balanced_hessian_spectrum(R: ArrayLike, depth: int) -> Tensor:
         (d^2,), ascending; where R is singular and depth >= 2, some are 0.
 
     Raises:
-        DepthError: a count is no integer >= 1.
-        ShapeError: an array has the wrong shape, or is no array of real numbers.
-        NotFiniteError: an entry is NaN or infinite.
+        DepthError: `depth` is no integer >= 1.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Example:
         >>> balanced_hessian_spectrum([[4.0, 0.0], [0.0, 1.0]], depth=2)  # s_a + s_b
@@ -334,7 +343,7 @@ def balanced_hessian_spectrum(R: ArrayLike, depth: int) -> Tensor:
 
 @isolated(grad=False)
 def orthogonal_as_shortcut(Q: ArrayLike) -> tuple[Tensor, Tensor]:
-    """Plain linear network with orthogonal weights as a 1-shortcut network at zero (an identity of this project).
+    """Write a plain linear network with orthogonal weights as a 1-shortcut network at zero; our identity.
 
     With U_l = Q_l ... Q_1 and W_l = Q_l + U_l V_l U_(l-1)^T the plain product W_D ... W_1 equals
     U_D (I + V_D) ... (I + V_1). So the plain network at W has the loss of the 1-shortcut network at V on labels
@@ -349,7 +358,7 @@ def orthogonal_as_shortcut(Q: ArrayLike) -> tuple[Tensor, Tensor]:
 
     Raises:
         ShapeError: not (depth, d, d), or not orthogonal to 1e-6.
-        NotFiniteError: an entry is NaN or infinite.
+        NotFiniteError: `Q` holds NaN or infinity.
     """
     weights = as_real("Q", Q)
     if weights.ndim != 3 or weights.shape[1] != weights.shape[2] or 0 in weights.shape:

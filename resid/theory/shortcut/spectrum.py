@@ -19,11 +19,14 @@ from resid.errors import OptionError, ShapeError
 
 @isolated
 def hessian_eigenvalues(H: ArrayLike) -> Tensor:
-    """Eigenvalues of a symmetric (N, N) matrix in ascending order, float64, on the CPU; (N,) eigenvalues pass sorted.
+    """Compute the eigenvalues of a symmetric matrix in ascending order, float64, on the CPU.
+
+    Args:
+        H: symmetric (N, N), or its eigenvalues (N,), which pass sorted.
 
     Raises:
         ShapeError: neither (N,) nor (N, N), or not symmetric to rounding.
-        NotFiniteError: NaN or infinity.
+        NotFiniteError: `H` holds NaN or infinity.
 
     Example:
         >>> hessian_eigenvalues([[0.0, 2.0], [2.0, 0.0]]).tolist()
@@ -41,7 +44,13 @@ def hessian_eigenvalues(H: ArrayLike) -> Tensor:
 
 
 def condition_number_limit(n: int) -> float:
-    """1 / (n eps): the largest condition number of n float64 eigenvalues that is more than rounding noise.
+    """Return 1 / (n eps): the largest condition number of n float64 eigenvalues that is more than rounding noise.
+
+    Args:
+        n: number of eigenvalues.
+
+    Raises:
+        DepthError: `n` is no integer >= 1.
 
     Example:
         >>> round(condition_number_limit(1000) / 1e12, 2)
@@ -52,7 +61,7 @@ def condition_number_limit(n: int) -> float:
 
 @isolated
 def condition_number(H: ArrayLike, quantile: float | None = None) -> float:
-    """``|lambda|_max`` over the least ``|lambda|``, or over a quantile of ``|lambda|`` (0.1 in Li et al.).
+    """Compute the largest |lambda| over the least, or over a quantile of |lambda| (0.1 in Li et al.).
 
     Args:
         H: symmetric (N, N), or its eigenvalues (N,).
@@ -63,9 +72,9 @@ def condition_number(H: ArrayLike, quantile: float | None = None) -> float:
         zero matrix.
 
     Raises:
-        OptionError: quantile outside (0, 1).
-        ShapeError: as `hessian_eigenvalues`.
-        NotFiniteError: an entry is NaN or infinite.
+        OptionError: `quantile` outside (0, 1).
+        ShapeError: neither (N,) nor (N, N), or not symmetric to rounding.
+        NotFiniteError: `H` holds NaN or infinity.
 
     Example:
         >>> condition_number(torch.diag(torch.tensor([1.0, -4.0, 2.0])))
@@ -84,14 +93,14 @@ def condition_number(H: ArrayLike, quantile: float | None = None) -> float:
 
 @isolated
 def hessian_index(H: ArrayLike) -> float:
-    """Share of negative eigenvalues, those not counted that rounding cannot tell from zero.
+    """Compute the share of negative eigenvalues, those not counted that rounding cannot tell from zero.
 
     Args:
         H: symmetric (N, N), or its eigenvalues (N,).
 
     Raises:
-        ShapeError: as `hessian_eigenvalues`.
-        NotFiniteError: an entry is NaN or infinite.
+        ShapeError: neither (N,) nor (N, N), or not symmetric to rounding.
+        NotFiniteError: `H` holds NaN or infinity.
 
     Example:
         >>> hessian_index(torch.diag(torch.tensor([1.0, -4.0, 2.0, -1e-20])))
