@@ -66,7 +66,7 @@ class BlockAudit:
         stream: norm of the input.
         branch: norm of output minus input, NaN where the shapes differ.
         layers: its convolutions (`Conv2d`) and linear layers.
-        bound: delta with |in/out - 1| <= delta, or NaN; `audit` says for which blocks there is one.
+        bound: delta with ``|in/out - 1| <= delta``, or NaN; `audit` says for which blocks there is one.
         outputs: through how many outputs the gradient came back; where these are several, their ratio is NaN, since
             in_norm is the norm of all that came back, out_norm of one part of what went in.
         rounding: the size of a branch below which rounding of the output would tell, 4 eps of the output's norm.

@@ -189,11 +189,11 @@ class ProcrustesProjection:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """The count of steps and the coin, for a checkpoint."""
+        """Return the count of steps and the coin, for a checkpoint."""
         return {"steps": self.steps, "coin": self._coin.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from the state that `state_dict` has returned."""
         self.steps = state["steps"]
         self._coin.set_state(state["coin"])
 

@@ -60,7 +60,7 @@ class ThreeLayers(nn.Module):
         return net
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Logits (batch, nets, classes), and the middle layer's input, output, and output behind the ReLU."""
+        """Compute logits (batch, nets, classes), and the middle layer's input, output, and output behind the ReLU."""
         before = F.relu(self.first(x))
         linear = F.conv2d(wrap(before, self.middle.kernel_size[0] // 2), self.middle.weight, groups=self.nets)
         after = F.relu(linear)

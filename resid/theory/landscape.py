@@ -72,10 +72,10 @@ def population_risk(A: ArrayLike, R: ArrayLike, sigma: ArrayLike) -> Tensor:
 
 @isolated
 def risk_gradient(A: ArrayLike, R: ArrayLike, sigma: ArrayLike) -> Tensor:
-    """Gradient of `population_risk` in every layer: 2 (W_l ... W_(i+1))^T E Sigma (W_(i-1) ... W_1)^T, W_j = I + A_j.
+    """Compute the gradient of `population_risk` in every layer.
 
-    Lemma 2.4 of Hardt & Ma 2016 prints both chains in reversed order; this is the order that autograd confirms. Cost:
-    3 depth products of (d, d) matrices.
+    2 (W_l ... W_(i+1))^T E Sigma (W_(i-1) ... W_1)^T with W_j = I + A_j. Lemma 2.4 of Hardt & Ma 2016 prints both
+    chains in reversed order; this is the order that autograd confirms. Cost: 3 depth products of (d, d) matrices.
 
     Args:
         A: layers (..., depth, d, d), ordered from the input.

@@ -111,7 +111,7 @@ def factorization_error(A: Tensor, R: Tensor) -> float:
 
 @isolated
 def spectral_gamma(R: ArrayLike) -> float:
-    """Return gamma = max(|log sigma_max(R)|, |log sigma_min(R)|), natural logarithms.
+    """Return gamma, the larger of ``|log sigma_max(R)|`` and ``|log sigma_min(R)|``, natural logarithms.
 
     Args:
         R: square matrix (d, d).

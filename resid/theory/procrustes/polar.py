@@ -166,7 +166,7 @@ def _polar(A: Tensor, method: str) -> Tensor:
 
 
 def scaled_to_one(A: Tensor) -> Tensor:
-    """Each A[i] times a power of two, which is exact, so that its largest real or imaginary part is near 1.
+    """Scale each A[i] by a power of two, which is exact, so that its largest real or imaginary part is near 1.
 
     No square over- or underflows then. The polar factor does not change. Zero stays zero.
     """
@@ -178,12 +178,12 @@ def scaled_to_one(A: Tensor) -> Tensor:
 
 
 def accuracy(A: Tensor) -> float:
-    """Relative error that "auto" allows itself where it works through the Gram matrix, in float64."""
+    """Return the relative error that "auto" allows itself where it works through the Gram matrix, in float64."""
     return 1e-7 if A.dtype in (torch.float32, torch.complex64) else 1e-12
 
 
 def prefers_gram(rows: int, columns: int) -> bool:
-    """The Gram matrix is small and, for random entries, well-conditioned."""
+    """Say whether the Gram matrix is small and, for random entries, well-conditioned."""
     return max(rows, columns) >= 1.5 * min(rows, columns)
 
 

@@ -61,7 +61,7 @@ def condition_number_limit(n: int) -> float:
 
 @isolated
 def condition_number(H: ArrayLike, quantile: float | None = None) -> float:
-    """Compute the largest |lambda| over the least, or over a quantile of |lambda| (0.1 in Li et al.).
+    """Compute the largest absolute eigenvalue over the least, or over a quantile of them (0.1 in Li et al.).
 
     Args:
         H: symmetric (N, N), or its eigenvalues (N,).

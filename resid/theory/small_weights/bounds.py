@@ -62,12 +62,12 @@ def total_norm_bound(rho: float, samples: int) -> float:
 def least_parameter_norm(X: ArrayLike, Y: ArrayLike) -> float:
     """Bound from below the norm of all weights and biases of units (3) that send X to Y, whatever their number.
 
-    The square is, for the worst sample, the larger of 2 |y - x|/sqrt(1 + max(|x|, |y|)^2) and
-    2 (arsinh(|x| + |y - x|) - arsinh |x|). A unit moves h by at most |W2| (|W1| |h| + |b|)
-    <= (|W1|^2 + |W2|^2 + |b|^2) sqrt(1 + |h|^2)/2, and it can move h by as much in any direction. For one sample with
-    |y| <= |x| the first term is the larger one, and exact: one unit attains it, so that depth does not help at all. The
-    second is attained for y = t x, t > 1, in the limit of many units. Else, and for several samples, a lower bound.
-    Without the biases there is none. Not in the paper; proof in the chapter.
+    The square is, for the worst sample, the larger of ``2 |y - x|/sqrt(1 + max(|x|, |y|)^2)`` and
+    ``2 (arsinh(|x| + |y - x|) - arsinh |x|)``. A unit moves h by at most ``|W2| (|W1| |h| + |b|)``
+    ``<= (|W1|^2 + |W2|^2 + |b|^2) sqrt(1 + |h|^2)/2``, and it can move h by as much in any direction. For one sample
+    with ``|y| <= |x|`` the first term is the larger one, and exact: one unit attains it, so that depth does not help at
+    all. The second is attained for y = t x, t > 1, in the limit of many units. Else, and for several samples, a lower
+    bound. Without the biases there is none. Not in the paper; proof in the chapter.
 
     Args:
         X: inputs (n, d).
