@@ -35,6 +35,7 @@ def sphere_path(start: ArrayLike, goal: ArrayLike, obstacles: ArrayLike, clearan
     Source: Li et al. 2016, Lemma 2.
 
     Example:
+        >>> import math
         >>> E = torch.eye(3, dtype=torch.float64)
         >>> middle = (E[:1] + E[1:2]) / 2**0.5              # right in the way from one axis to the next
         >>> path = sphere_path(E[0], E[1], middle, clearance=0.25)
