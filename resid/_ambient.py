@@ -84,8 +84,7 @@ def isolated(
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if torch.compiler.is_compiling():  # these functions branch on values: as written, rather than in fragments
-                found: R = plain(*args, **kwargs)
-                return found
+                return plain(*args, **kwargs)
             return run(*args, **kwargs)
 
         return call

@@ -1,11 +1,11 @@
-"""Argument checks shared by `resid.theory`: each error names the argument, the value and the condition."""
+"""Types of arguments, and checks shared by `resid.theory`: an error names the argument, the value and the condition."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ from torch import Tensor
 from resid.errors import CovarianceError, DepthError, NotFiniteError, OptionError, ShapeError, SizeError
 
 EPS = torch.finfo(torch.float64).eps
+#: A real array: a tensor, a NumPy array, or a sequence of numbers, which may be nested.
+ArrayLike: TypeAlias = Tensor | np.ndarray | Sequence[Any]
+#: Height and width, or one integer for both.
+IntPair: TypeAlias = int | Sequence[int]
 
 
 def as_real(name: str, value: Any) -> Tensor:
@@ -134,7 +138,7 @@ def as_covariance(name: str, value: Any, d: int) -> Tensor:
     return sigma
 
 
-def as_samples(X: Any, Y: Any, shape: str = "(m, d)") -> tuple[Tensor, Tensor]:
+def as_samples(X: ArrayLike, Y: ArrayLike, shape: str = "(m, d)") -> tuple[Tensor, Tensor]:
     """Finite real inputs and outputs of one shape with two axes, not empty; `shape` is what the error calls it."""
     X, Y = as_real("X", X), as_real("Y", Y)
     if X.ndim != 2 or X.shape != Y.shape or 0 in X.shape:

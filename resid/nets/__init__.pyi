@@ -4,7 +4,8 @@ from .auditing import Audit as Audit
 from .auditing import BlockAudit as BlockAudit
 from .auditing import LayerAudit as LayerAudit
 from .auditing import audit as audit
-from .auditing import find_blocks as find_blocks
+from .blocks import find_blocks as find_blocks
+from .blocks import is_block as is_block
 from .memorizer import MemorizerNet as MemorizerNet
 from .memorizer import export_memorizer as export_memorizer
 from .norm_preservation import NormPreserving as NormPreserving

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from resid.errors import OptionError
-from resid.theory.norms.bounds import SLOPES
+from resid.theory.norms import SLOPES
 
-__all__ = ["Call", "Chain", "Watch", "watching"]
+__all__ = ["Call", "Chain", "Watch", "differentiable", "gradients_of", "watching"]
 
 Size = tuple[int, ...]
 
@@ -68,7 +69,7 @@ class _Open:
     """A call that has begun. layers: by the node of their output, with node, numbers and size of their input."""
 
     module: nn.Module
-    kept: Tensor
+    x: Tensor
     entry: Any
     layers: dict[Any, tuple[nn.Module, Any, int, int, Size]] = field(default_factory=dict)
     times: Counter[nn.Module] = field(default_factory=Counter)
@@ -90,8 +91,8 @@ def watching(chosen: Sequence[tuple[str, nn.Module]]) -> Iterator[Watch]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             copies = _Copies(name, others=False)
             args, kwargs = copies.visit(args), copies.visit(kwargs)
-            kept, given = copies.first()
-            running.append(_Open(module, kept, given.grad_fn))
+            x, passed_on = copies.first()
+            running.append(_Open(module, x, passed_on.grad_fn))
             return args, kwargs
 
         return hook
@@ -102,11 +103,11 @@ def watching(chosen: Sequence[tuple[str, nn.Module]]) -> Iterator[Watch]:
                 running.pop()
             begun, copies = running.pop(), _Copies(name, others=True)
             replaced = copies.visit(output)
-            kept, _ = copies.first()
+            y, _ = copies.first()
             counts[module] += 1
-            chain = _chain(begun, copies.found[0][0])
-            others = [copy for _, copy, _ in copies.found[1:]]
-            watch.calls.append(Call(name, module, counts[module], begun.kept, kept, others, chain))
+            chain = _chain(begun, copies.made[0][0])
+            others = [copy for _, copy, _ in copies.made[1:]]
+            watch.calls.append(Call(name, module, counts[module], begun.x, y, others, chain))
             return replaced
 
         return hook
@@ -136,27 +137,55 @@ def watching(chosen: Sequence[tuple[str, nn.Module]]) -> Iterator[Watch]:
         yield watch
 
 
+def gradients_of(value: Tensor, calls: Sequence[Call]) -> list[tuple[Tensor, Tensor, int]]:
+    """For each call the gradient at input and first output, and through how many outputs it came back to the input."""
+    if not value.requires_grad:
+        raise OptionError("the loss does not depend on any block: it has no gradient")
+    tensors = [tensor for call in calls for tensor in (call.x, call.y, *call.others)]
+    again = any(call.others for call in calls)
+    gradients = torch.autograd.grad(value, tensors, allow_unused=True, retain_graph=again)
+    if all(gradient is None for gradient in gradients):
+        raise OptionError("the loss does not depend on any block: all gradients are missing")
+    triples, rest = [], iter(gradients)
+    for call in calls:
+        into, out, others = next(rest), next(rest), [next(rest) for _ in call.others]
+        # an output that has a gradient, but does not depend on the input, takes nothing away
+        live = sum(_comes_back(call.x, tensor, g) for tensor, g in zip(call.others, others, strict=True))
+        into, out = (torch.zeros_like(t) if g is None else g for g, t in ((into, call.x), (out, call.y)))
+        triples.append((into, out, 1 + live))
+    return triples
+
+
+def differentiable(inputs: Any) -> Any:
+    """Copies of tensors that come from an inference mode, since nothing can be differentiated with them."""
+    if isinstance(inputs, Tensor):
+        return inputs.clone() if inputs.is_inference() else inputs
+    if isinstance(inputs, dict):
+        return {key: differentiable(value) for key, value in inputs.items()}
+    return type(inputs)(differentiable(value) for value in inputs) if type(inputs) in (tuple, list) else inputs
+
+
 class _Copies:
     """Copies in the place of floating-point tensors: of the first and, if asked for, of all that have a gradient.
 
-    Tuples, lists and dictionaries are looked into. found: tensor, copy that is kept, and copy that is handed on.
+    Tuples, lists and dictionaries are looked into. made: tensor, copy that is kept, and copy that is handed on.
     """
 
     def __init__(self, name: str, others: bool) -> None:
         self.name, self.others = name, others
-        self.found: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.made: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def visit(self, value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
-            for tensor, _, given in self.found:
+            for tensor, _, passed_on in self.made:
                 if value is tensor:
-                    return given
-            if self.found and not (self.others and value.requires_grad):
+                    return passed_on
+            if self.made and not (self.others and value.requires_grad):
                 return value
             copy = value.clone()
-            kept = copy if copy.requires_grad else copy.requires_grad_()
-            self.found.append((value, kept, kept.clone()))
-            return self.found[-1][2]
+            leaf = copy if copy.requires_grad else copy.requires_grad_()
+            self.made.append((value, leaf, leaf.clone()))
+            return self.made[-1][2]
         if type(value) in (tuple, list):
             return type(value)(self.visit(v) for v in value)
         if type(value) is dict:
@@ -164,12 +193,12 @@ class _Copies:
         return value
 
     def first(self) -> tuple[Tensor, Tensor]:
-        if not self.found:
+        if not self.made:
             raise OptionError(
                 f"block {self.name!r} was called with, or returned, no floating-point tensor: nothing has a gradient "
                 "there"
             )
-        return self.found[0][1:]
+        return self.made[0][1:]
 
 
 def _as_written(module: nn.Module) -> bool:
@@ -185,7 +214,7 @@ def _chain(begun: _Open, y: Tensor) -> Chain | None:
     Every step of the graph must be known: the sum, a layer, a nonlinearity with a known slope, or what moves numbers
     about. A gate, an attention, a normalisation, dropout in train mode, a second branch or a gain are none of these.
     """
-    if y.shape != begun.kept.shape:
+    if y.shape != begun.x.shape:
         return None
     total = _past_isometries(y.grad_fn, begun)
     if total is None or total.name() != "AddBackward0" or total._saved_alpha != 1:
@@ -230,3 +259,11 @@ def _slope(node: Any) -> float | None:
     if name == "GeluBackward0":
         return SLOPES["gelu"] if node._saved_approximate == "none" else None
     return _CURVES.get(name)
+
+
+def _comes_back(x: Tensor, output: Tensor, gradient: Tensor | None) -> bool:
+    """Whether a part of the gradient at x comes through this output."""
+    if gradient is None:
+        return False
+    (part,) = torch.autograd.grad(output, x, gradient, allow_unused=True, retain_graph=True)
+    return part is not None and bool((part != 0).any())

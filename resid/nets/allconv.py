@@ -23,7 +23,9 @@ class AllConvBlock(nn.Module):
     Where the shape changes x is averaged over stride x stride squares and padded with zero channels, half on each side.
 
     Args:
-        inputs, outputs: channels, outputs - inputs even and not negative. stride: 1 or more.
+        inputs: channels of the input.
+        outputs: channels of the output; outputs - inputs even and not negative.
+        stride: 1 or more.
         batch_norm: normalise before each convolution, which the paper does not do.
 
     Raises:
@@ -41,8 +43,8 @@ class AllConvBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, inputs, h, w) to (batch, outputs, ceil(h / stride), ceil(w / stride))."""
-        branch: Tensor = self.conv2(self.norm2(F.relu(self.conv1(self.norm1(x)))))
+        """Map (batch, inputs, h, w) to (batch, outputs, ceil(h / stride), ceil(w / stride))."""
+        branch = self.conv2(self.norm2(F.relu(self.conv1(self.norm1(x)))))
         if self.stride > 1:
             x = F.avg_pool2d(x, self.stride, ceil_mode=True)
         if self.padding:
@@ -59,18 +61,23 @@ class AllConvResNet(nn.Module):
     strides=(2, 2, 2, 2)` is that network's layout, with a first block that halves the image in place of the pooling.
 
     Args:
-        classes: of the output. channels: of the images. blocks: per stage, one number for all or one each.
-        widths: of the stem and of the stages. stem: its kernel size, odd, and its stride. strides: of the first block
-            of each stage, default 1 and then 2.
+        classes: of the output.
+        channels: of the images.
+        blocks: per stage, one number for all or one each.
+        widths: of the stem and of the stages.
+        stem: its kernel size, odd, and its stride.
+        strides: of the first block of each stage, default 1 and then 2.
         init: of the residual convolutions, k their kernel size and c their output channels: normal with standard
             deviation 1/(k^2 c) ("paper"), the 1/(k sqrt(c)) that the paper compares with ("standard"), or "zero".
-        fixed_head: the last layer is random and not trained, as in the paper. batch_norm: see `AllConvBlock`.
+        fixed_head: the last layer is random and not trained, as in the paper.
+        batch_norm: see `AllConvBlock`.
 
     The paper does not say how stem and head are drawn: the stem is normal with variance 2/(k^2 c) and the head uniform
     with variance 1/inputs, as in the public code that its experiments start from.
 
     Raises:
-        DepthError, OptionError: numbers or names of no use.
+        DepthError: `blocks` or `strides` holds something that is no integer >= 1.
+        OptionError: unknown `init`, an even stem, or not one number for each stage.
 
     Example:
         >>> net = AllConvResNet()
@@ -98,9 +105,11 @@ class AllConvResNet(nn.Module):
         kernel, stride = stem if len(stem) == 2 else (0, 0)
         if kernel < 1 or kernel % 2 == 0 or stride < 1:
             raise OptionError(f"stem = {tuple(stem)}: an odd kernel size and a stride of at least 1 are needed")
-        for name, given in (("blocks", depths), ("strides", halves)):
-            if len(given) != stages:
-                raise OptionError(f"{name} = {tuple(given)}: widths has {stages} stages, one number for each is needed")
+        for name, numbers in (("blocks", depths), ("strides", halves)):
+            if len(numbers) != stages:
+                raise OptionError(
+                    f"{name} = {tuple(numbers)}: one number for each of the {stages} stages in widths is needed"
+                )
         self.stem = nn.Conv2d(channels, widths[0], kernel, stride=stride, padding=kernel // 2, bias=False)
         self.stages = nn.ModuleList()
         for inputs, outputs, depth, halved in zip(widths, widths[1:], depths, halves, strict=False):
@@ -121,11 +130,11 @@ class AllConvResNet(nn.Module):
             self.head = nn.Parameter(head)
 
     def blocks(self) -> list[AllConvBlock]:
-        """All blocks, from the input on."""
+        """List all blocks, from the input on."""
         return [module for module in self.modules() if isinstance(module, AllConvBlock)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (batch, channels, h, w) to logits (batch, classes)."""
+        """Map images (batch, channels, h, w) to logits (batch, classes)."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)

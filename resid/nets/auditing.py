@@ -12,12 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -25,23 +23,30 @@ from resid._ambient import uncompiled
 from resid._arguments import check_option
 from resid.errors import OptionError, ShapeError
 from resid.nets._audit_state import left_as_it_was
-from resid.nets._audit_watch import Call, Chain, watching
+from resid.nets._audit_watch import Call, Chain, differentiable, gradients_of, watching
+from resid.nets.blocks import Chooser, find_blocks, quotient
 from resid.theory.conv_spectrum.spectrum import conv_singular_values
-from resid.theory.norms.bounds import DIRECTIONS
+from resid.theory.norms import DIRECTIONS
 
 __all__ = ["Audit", "BlockAudit", "LayerAudit", "audit", "find_blocks"]
 
-Chooser = type | tuple[type, ...] | str | Callable[[str, nn.Module], bool]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """One convolution or linear layer. sigma_max, sigma_min: largest and smallest singular value, of min(inputs,
-    outputs); for convolutions those of the circular map at size `n`.
+    """The largest and smallest singular value of one convolution or linear layer.
 
     With circular padding n is the size of the input it met, and the values are exact. With zero padding n is larger by
-    dilation (kernel - 1), so that nothing wraps, and sigma_max is an upper bound: see
+    dilation (kernel - 1), so that nothing wraps, and sigma_max is an upper bound, that of
     `resid.theory.conv_spectrum.zero_padding_bound`. The stride may make it a little larger.
+
+    Attributes:
+        name: of the module.
+        n: of a convolution, the size at which its circular map was decomposed.
+        sigma_max: largest singular value.
+        sigma_min: smallest singular value, of min(inputs, outputs).
     """
 
     name: str
@@ -54,12 +59,17 @@ class LayerAudit:
 class BlockAudit:
     """One call of one block.
 
-    name: of the module; from the second call on with "#2" and so on. in_norm, out_norm: gradient norms at its input
-    (through the block) and first output, of the whole batch. stream: norm of the input. branch: norm of output minus
-    input, NaN where the shapes differ. layers: its convolutions (`Conv2d`) and linear layers. bound: see `audit`.
-    outputs: through how many outputs the gradient came back; where these are several, their ratio is NaN, since
-    in_norm is the norm of all that came back, out_norm of one part of what went in. rounding: the size of a branch
-    below which rounding of the output would tell, 4 eps of the output's norm.
+    Attributes:
+        name: of the module; from the second call on with "#2" and so on.
+        in_norm: gradient norm at its input (through the block), of the whole batch.
+        out_norm: gradient norm at its first output.
+        stream: norm of the input.
+        branch: norm of output minus input, NaN where the shapes differ.
+        layers: its convolutions (`Conv2d`) and linear layers.
+        bound: delta with ``|in/out - 1| <= delta``, or NaN; `audit` says for which blocks there is one.
+        outputs: through how many outputs the gradient came back; where these are several, their ratio is NaN, since
+            in_norm is the norm of all that came back, out_norm of one part of what went in.
+        rounding: the size of a branch below which rounding of the output would tell, 4 eps of the output's norm.
     """
 
     name: str
@@ -73,9 +83,9 @@ class BlockAudit:
     rounding: float = 0.0
 
     def ratio(self, direction: str) -> float:
-        """||g_in||/||g_out|| for "in/out", the inverse for "out/in"; NaN where both are zero or outputs are several."""
-        found = _ratio(self.in_norm, self.out_norm, direction)
-        return found if self.outputs == 1 else math.nan
+        """Return ||g_in||/||g_out|| for "in/out", the inverse for "out/in"; NaN for 0/0 and for several outputs."""
+        ratio = _ratio(self.in_norm, self.out_norm, direction)
+        return ratio if self.outputs == 1 else math.nan
 
     @property
     def branch_to_stream(self) -> float:
@@ -96,9 +106,13 @@ class BlockAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """Every call of every block, in the order of the calls, and the direction in which ratios are shown.
+    """Every call of every block, in the order of the calls.
 
-    uncalled: names of the blocks that the model did not call.
+    Attributes:
+        blocks: the calls.
+        direction: in which ratios are shown, "in/out" or "out/in".
+        loss: its value.
+        uncalled: names of the blocks that the model did not call.
     """
 
     blocks: tuple[BlockAudit, ...]
@@ -108,24 +122,23 @@ class Audit:
 
     @property
     def ratios(self) -> np.ndarray:
-        """(calls,), in `direction`."""
+        """Gradient ratios in `direction`, (calls,)."""
         return np.array([block.ratio(self.direction) for block in self.blocks])
 
     @property
     def end_to_end(self) -> float:
-        """Gradient norm at the input of the first block and at the output of the last, as a ratio in `direction`; NaN
-        where the last block has several outputs."""
+        """Ratio of gradient norms at the input of the first and the output of the last block; NaN if it has several."""
         if self.blocks[-1].outputs > 1:
             return math.nan
         return _ratio(self.blocks[0].in_norm, self.blocks[-1].out_norm, self.direction)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What numbers are missing, zero or infinite in the table, and why, in sentences."""
+        """Sentences on the numbers that are missing, zero or infinite in the table, and why."""
         return tuple(_notes(self))
 
     def table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """Header and rows; a block with several outputs is marked by a star."""
+        """Return header and rows; a block with several outputs is marked by a star."""
         head = ["block", f"gradient {self.direction}", "branch/stream", "sigma min", "sigma max", "bound"]
         return head, [
             (name, b.ratio(self.direction), b.branch_to_stream, b.sigma_min, b.sigma_max, b.bound)
@@ -144,7 +157,9 @@ class Audit:
         return "\n".join([*lines, last, *self.notes])
 
     def figure(self) -> Figure:
-        """Ratios and branch-to-stream norms against the blocks, from the input."""
+        """Draw ratios and branch-to-stream norms against the blocks, from the input."""
+        from matplotlib.figure import Figure  # only to draw: it takes a third of a second to import
+
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         place = np.arange(1, len(self.blocks) + 1)
@@ -179,19 +194,22 @@ def audit(
     a second branch, two sums, a convolution that pads by reflecting or repeating pixels.
 
     Args:
-        model: any module. inputs: its input, a tuple of inputs, or a dict of keyword arguments.
+        model: any module.
+        inputs: its input, a tuple of inputs, or a dict of keyword arguments.
         loss: maps the model's output to a scalar.
         blocks: which submodules are blocks: a type or types, a pattern for qualified names ("layers.*"), or a function
-            of name and module; default, see `find_blocks`. A block's first tensor argument and first tensor output
-            count. Other outputs that depend on this argument and have a gradient make its ratio NaN.
-        direction: "out/in", as the paper plots, or "in/out", as it bounds. sigma: whether to decompose layers.
+            of name and module; default those that `find_blocks` finds. A block's first tensor argument and first tensor
+            output count. Other outputs that depend on this argument and have a gradient make its ratio NaN.
+        direction: "out/in", which the paper plots, or "in/out", which it bounds.
+        sigma: whether to decompose layers.
 
     Returns:
-        the audit; print it, or use `table`, `notes`, `figure`, `ratios`, `end_to_end`.
+        The audit; print it, or use `table`, `notes`, `figure`, `ratios`, `end_to_end`.
 
     Raises:
         OptionError: no module matches, no block was called, or the loss does not depend on the blocks.
-        ShapeError: the loss is no scalar. What the model itself raises passes through.
+        ShapeError: the loss is no scalar.
+        Exception: what the model itself raises passes through.
 
     Example:
         >>> triple = nn.utils.skip_init(nn.Linear, 4, 4, bias=False)
@@ -209,62 +227,25 @@ def audit(
         torch.enable_grad(),
         watching(chosen) as watch,
     ):
-        given = _usable(inputs)
-        output = model(**given) if isinstance(given, dict) else model(*_as_tuple(given))
+        batch = differentiable(inputs)
+        output = model(**batch) if isinstance(batch, dict) else model(*_as_tuple(batch))
         calls = list(watch.calls)
         if not calls:
             raise OptionError(f"none of the {len(chosen)} blocks was called, the first is {chosen[0][0]!r}")
         value = loss(output)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ShapeError(f"loss returned {_shape(value)}: a tensor with one number is needed")
-        gradients = _gradients(value, calls)
+        gradients = gradients_of(value, calls)
         called = {call.name for call in calls}
         layers = {
             name: _layers(name, module, watch.sizes) if sigma else {} for name, module in chosen if name in called
         }
     measured = [
-        _measured(call, layers[call.name], watch.sizes, *found) for call, found in zip(calls, gradients, strict=True)
+        _measured(call, layers[call.name], watch.sizes, *gradient)
+        for call, gradient in zip(calls, gradients, strict=True)
     ]
     uncalled = tuple(name for name, _ in chosen if name not in called)
     return Audit(tuple(measured), direction, float(value.detach()), uncalled)
-
-
-def find_blocks(model: nn.Module, blocks: Chooser | None = None) -> list[tuple[str, nn.Module]]:
-    """Names and modules of the blocks of a model; blocks inside of blocks are left out.
-
-    Args:
-        model: any module.
-        blocks: a type or types, a pattern as in `fnmatch` for qualified names, or a function of name and module.
-            Default: modules whose class name contains "Block" or "Bottleneck".
-
-    Raises:
-        OptionError: nothing matches; the message lists the classes there are.
-
-    Example:
-        >>> [name for name, _ in find_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "0")]
-        ['0']
-    """
-    if blocks is None:
-        matches: Callable[[str, nn.Module], bool] = lambda name, m: any(  # noqa: E731
-            word in type(m).__name__.lower() for word in ("block", "bottleneck")
-        )
-    elif isinstance(blocks, str):
-        matches = lambda name, m: fnmatchcase(name, blocks)  # noqa: E731
-    elif isinstance(blocks, (type, tuple)):
-        matches = lambda name, m: isinstance(m, blocks)  # noqa: E731
-    elif callable(blocks):
-        matches = blocks
-    else:
-        raise OptionError(f"blocks = {blocks!r}: a type, a pattern of names or a function is needed")
-    found: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer, _ in found)
-        if name and not inside and matches(name, module):
-            found.append((name, module))
-    if not found:
-        classes = sorted({type(module).__name__ for module in model.modules()})
-        raise OptionError(f"blocks = {blocks!r} matches no submodule; the model has {', '.join(classes)}")
-    return found
 
 
 def _measured(
@@ -301,9 +282,9 @@ def _bound(chain: Chain | None, layers: dict[nn.Module, LayerAudit], sizes: dict
     return math.prod((layers[layer].sigma_max for layer, _ in chain.layers), start=chain.slopes)
 
 
-def _notes(found: Audit) -> Iterable[str]:
+def _notes(report: Audit) -> Iterable[str]:
     """What cannot be read off the numbers of an audit."""
-    blocks = found.blocks
+    blocks = report.blocks
     several = [b.name for b in blocks if b.outputs > 1]
     if several:
         yield f"* Gradients came back through more than one output, which leaves no ratio: {_listed(several)}."
@@ -318,7 +299,7 @@ def _notes(found: Audit) -> Iterable[str]:
         yield f"The gradient is zero on both sides, which leaves no ratio: {_listed(none)}."
     if lost:
         yield f"The gradient ends here, at the input it is zero: {_listed(lost)}."
-    if len(none) < len(blocks) and not 0 < found.end_to_end < math.inf:
+    if len(none) < len(blocks) and not 0 < report.end_to_end < math.inf:
         first, last = blocks[0], blocks[-1]
         reasons = [
             (last.outputs > 1, f"the last block, {last.name}, has several outputs"),
@@ -326,12 +307,12 @@ def _notes(found: Audit) -> Iterable[str]:
             (first.in_norm == 0, f"no gradient reaches the input of the first block, {first.name}"),
             (last.out_norm == 0, f"no gradient enters at the output of the last block, {last.name}"),
         ]
-        yield f"End to end {found.end_to_end:g}: " + " and ".join(text for so, text in reasons if so) + "."
+        yield f"End to end {report.end_to_end:g}: " + " and ".join(text for so, text in reasons if so) + "."
     small = [b.name for b in blocks if b.outputs == 1 and b.branch < b.rounding]
     if small:
         yield f"The branch is zero or below the rounding of the output: {_listed(small)}."
-    if found.uncalled:
-        yield f"Not called: {_listed(found.uncalled)}."
+    if report.uncalled:
+        yield f"Not called: {_listed(report.uncalled)}."
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
@@ -341,7 +322,7 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 
 def _layers(name: str, block: nn.Module, sizes: dict[nn.Module, tuple[int, ...]]) -> dict[nn.Module, LayerAudit]:
     """The convolutions of a block that were called, and its linear layers."""
-    found: dict[nn.Module, LayerAudit] = {}
+    layers: dict[nn.Module, LayerAudit] = {}
     for inner, module in block.named_modules():
         if not isinstance(module, nn.Linear) and not (isinstance(module, nn.Conv2d) and module in sizes):
             continue
@@ -358,44 +339,8 @@ def _layers(name: str, block: nn.Module, sizes: dict[nn.Module, tuple[int, ...]]
             values = conv_singular_values(weight, size, module.stride, groups=module.groups, dilation=module.dilation)
         else:
             size, values = (), torch.linalg.svdvals(weight.cpu())
-        found[module] = LayerAudit(f"{name}.{inner}" if inner else name, size, float(values[0]), float(values[-1]))
-    return found
-
-
-def _gradients(value: Tensor, calls: Sequence[Call]) -> list[tuple[Tensor, Tensor, int]]:
-    """For each call the gradient at input and first output, and through how many outputs it came back to the input."""
-    if not value.requires_grad:
-        raise OptionError("the loss does not depend on any block: it has no gradient")
-    tensors = [tensor for call in calls for tensor in (call.x, call.y, *call.others)]
-    again = any(call.others for call in calls)
-    gradients = torch.autograd.grad(value, tensors, allow_unused=True, retain_graph=again)
-    if all(gradient is None for gradient in gradients):
-        raise OptionError("the loss does not depend on any block: all gradients are missing")
-    found, rest = [], iter(gradients)
-    for call in calls:
-        into, out, others = next(rest), next(rest), [next(rest) for _ in call.others]
-        # an output that has a gradient, but does not depend on the input, takes nothing away
-        live = sum(_comes_back(call.x, tensor, g) for tensor, g in zip(call.others, others, strict=True))
-        into, out = (torch.zeros_like(t) if g is None else g for g, t in ((into, call.x), (out, call.y)))
-        found.append((into, out, 1 + live))
-    return found
-
-
-def _comes_back(x: Tensor, output: Tensor, gradient: Tensor | None) -> bool:
-    """Whether a part of the gradient at x comes through this output."""
-    if gradient is None:
-        return False
-    (part,) = torch.autograd.grad(output, x, gradient, allow_unused=True, retain_graph=True)
-    return part is not None and bool((part != 0).any())
-
-
-def _usable(inputs: Any) -> Any:
-    """Copies of tensors that come from an inference mode, since nothing can be differentiated with them."""
-    if isinstance(inputs, Tensor):
-        return inputs.clone() if inputs.is_inference() else inputs
-    if isinstance(inputs, dict):
-        return {key: _usable(value) for key, value in inputs.items()}
-    return type(inputs)(_usable(value) for value in inputs) if type(inputs) in (tuple, list) else inputs
+        layers[module] = LayerAudit(f"{name}.{inner}" if inner else name, size, float(values[0]), float(values[-1]))
+    return layers
 
 
 def _margins(conv: nn.Conv2d) -> list[int]:
@@ -421,8 +366,7 @@ def _norm(tensor: Tensor) -> float:
 
 def _ratio(into: float, out: float, direction: str) -> float:
     check_option("direction", direction, DIRECTIONS)
-    top, bottom = (into, out) if direction == "in/out" else (out, into)
-    return top / bottom if bottom else (math.inf if top else math.nan)
+    return quotient(into, out) if direction == "in/out" else quotient(out, into)
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from resid.theory.memorize.network import Memorizer
+from resid.theory.memorize import Memorizer
 
 __all__ = ["MemorizerNet", "export_memorizer"]
 
@@ -18,12 +18,15 @@ class _Block(nn.Module):
         self.inner, self.outer = _linear(U, s), _linear(V, None)
 
     def forward(self, h: Tensor) -> Tensor:
-        result: Tensor = h + self.outer(torch.relu(self.inner(h)))
-        return result
+        return h + self.outer(torch.relu(self.inner(h)))
 
 
 class MemorizerNet(nn.Module):
-    """x (n, d) or (n, ...) -> (n, r): a linear layer, residual blocks, and a last block."""
+    """The network x (n, d) or (n, ...) -> (n, r): a linear layer, residual blocks, and a last block.
+
+    Args:
+        memorizer: a constructed network.
+    """
 
     def __init__(self, memorizer: Memorizer) -> None:
         super().__init__()
@@ -34,9 +37,9 @@ class MemorizerNet(nn.Module):
         self.skip = m.skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs (n, r) in the precision of the weights."""
+        """Compute outputs (n, r) in the precision of the weights."""
         h = self.blocks(self.first(x.flatten(1).to(self.first.weight.dtype)))
-        out: Tensor = self.last_out(torch.relu(self.last_in(h)))
+        out = self.last_out(torch.relu(self.last_in(h)))
         if self.skip:
             common = min(h.shape[1], out.shape[1])
             out = out + torch.nn.functional.pad(h[:, :common], (0, out.shape[1] - common))
@@ -44,10 +47,13 @@ class MemorizerNet(nn.Module):
 
 
 def export_memorizer(memorizer: Memorizer) -> MemorizerNet:
-    """A module with the weights of a constructed network, copied, in its precision and on its device.
+    """Copy the weights of a constructed network into a module, in its precision and on its device.
+
+    Args:
+        memorizer: a constructed network.
 
     Example:
-        >>> from resid.theory.memorize.network import construct_memorizer
+        >>> from resid.theory.memorize import construct_memorizer
         >>> net = export_memorizer(construct_memorizer([[0.0], [1.0], [2.0]], [0, 1, 0], width=2))
         >>> net(torch.tensor([[1.0]])).argmax().item()
         1

@@ -36,8 +36,11 @@ class NormPreserving(nn.Module):
     """Parametrization of a Conv2d weight by a norm-preserving kernel near it; gradients pass through the projection.
 
     Args:
-        conv: the layer, whose stride, groups and dilation count. n: size of its input. relu, repeats, method: of
-            `resid.theory.procrustes.project_norm_preserving`.
+        conv: the layer, whose stride, groups and dilation count.
+        n: size of its input, integer or pair.
+        relu: whether a ReLU follows, for the scale.
+        repeats: how often to project and crop.
+        method: of `resid.theory.procrustes.polar_factor`.
     """
 
     def __init__(self, conv: nn.Conv2d, n: Any, relu: bool = False, repeats: int = 1, method: str = "auto") -> None:
@@ -52,11 +55,11 @@ class NormPreserving(nn.Module):
 
     @isolated
     def forward(self, weight: Tensor) -> Tensor:
-        """The projected kernel."""
+        """Project the kernel."""
         return project_norm_preserving(_full(weight), **self.options).to(weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """A kernel that is projected to the nearest one of `weight`: itself."""
+        """Return a kernel whose projection is the nearest one to `weight`: itself."""
         return weight
 
 
@@ -65,8 +68,17 @@ def norm_preserving(conv: nn.Conv2d, n: Any, relu: bool = False, repeats: int = 
 
     `torch.nn.utils.parametrize.remove_parametrizations(conv, "weight")` takes it off again.
 
+    Args:
+        conv: the layer.
+        n: size of its input, integer or pair.
+        relu: whether a ReLU follows, for the scale.
+        repeats: how often to project and crop.
+        method: of `resid.theory.procrustes.polar_factor`.
+
     Raises:
-        OptionError: not a `torch.nn.Conv2d`. SizeError, ShapeError: n, repeats or weight of no use.
+        OptionError: not a `torch.nn.Conv2d`.
+        SizeError: `n` or `repeats` is no integer >= 1, or `n` is too small.
+        ShapeError: a weight that cannot be projected.
 
     Example:
         >>> layer = norm_preserving(torch.nn.Conv2d(4, 8, 1, bias=False), n=8)
@@ -86,16 +98,20 @@ class ProcrustesProjection:
     for instance, is left alone.
 
     Args:
-        layers: (conv, n) or (conv, n, relu) for each layer, n the size of its input; see `input_sizes`.
-        every: project after every so many steps. probability: instead, toss a coin after each step, as the released
-            code does with 1/2; the same coin for all layers. repeats, method: as for `project_norm_preserving`.
-        seed: of the coin. released: instead of Algorithm 1, carry out `resid.theory.procrustes` at the size of
-            the layer's output, slip and all: to compare with.
+        layers: (conv, n) or (conv, n, relu) for each layer, n the size of its input, which `input_sizes` measures.
+        every: project after every so many steps.
+        probability: instead, toss a coin after each step, as the released code does with 1/2; the same coin for all
+            layers.
+        repeats: how often to project and crop.
+        method: of `resid.theory.procrustes.polar_factor`.
+        seed: of the coin.
+        released: instead of Algorithm 1, run `resid.theory.procrustes.released_projection` at the size of the layer's
+            output, slip and all: to compare with.
 
     Raises:
         OptionError: no layer, something else than a `torch.nn.Conv2d`, a layer with a parametrized weight, groups or
-            dilation that the released code does not know, or a probability outside (0, 1]. SizeError: n or every of no
-            use.
+            dilation that the released code does not know, or a probability outside (0, 1].
+        SizeError: `n`, `every` or `repeats` is no integer >= 1.
 
     Example:
         >>> layer = torch.nn.Conv2d(3, 6, 1, bias=False)
@@ -160,44 +176,48 @@ class ProcrustesProjection:
         for conv, n, relu in self.layers:
             weight = _full(conv.weight)
             if self.released:
-                found = released_projection(weight, -(-n[0] // conv.stride[0]))
+                kernel = released_projection(weight, -(-n[0] // conv.stride[0]))
             else:
-                found = project_norm_preserving(weight, n, relu, self.repeats, self.method, **_geometry(conv))
-            conv.weight.copy_(found)
+                kernel = project_norm_preserving(weight, n, relu, self.repeats, self.method, **_geometry(conv))
+            conv.weight.copy_(kernel)
 
     @isolated
     def reports(self) -> list[ProjectionReport]:
-        """Singular values over s of each layer as it is now, as if padded circularly; energy that the crop has cost."""
+        """Measure the singular values of each layer over s, as if padded circularly, and the energy it has lost."""
         return [
             projection_report(_full(conv.weight.detach()), n, relu, **_geometry(conv)) for conv, n, relu in self.layers
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """The count of steps and the coin, for a checkpoint."""
+        """Return the count of steps and the coin, for a checkpoint."""
         return {"steps": self.steps, "coin": self._coin.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from the state that `state_dict` has returned."""
         self.steps = state["steps"]
         self._coin.set_state(state["coin"])
 
 
 def input_sizes(model: nn.Module, *inputs: Any) -> dict[str, tuple[int, int]]:
-    """(height, width) of the input of every Conv2d of a model, by name, from one forward pass on `inputs`.
+    """Measure (height, width) of the input of every Conv2d of a model, by name, in one forward pass.
 
     The pass is made in evaluation mode and without gradients. A layer that is called several times keeps its last size;
     one that is not called is left out.
+
+    Args:
+        model: any network.
+        *inputs: its inputs.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Conv2d(2, 2, 3))
         >>> input_sizes(model, torch.zeros(1, 1, 8, 8))
         {'0': (8, 8), '2': (6, 6)}
     """
-    found: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
 
     def watch(name: str) -> Any:
-        def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
-            found[name] = (given[0].shape[-2], given[0].shape[-1])
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            sizes[name] = (args[0].shape[-2], args[0].shape[-1])
 
         return hook
 
@@ -208,7 +228,7 @@ def input_sizes(model: nn.Module, *inputs: Any) -> dict[str, tuple[int, int]]:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return sizes
 
 
 def _is_conv(module: nn.Module) -> bool:

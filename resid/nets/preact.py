@@ -27,13 +27,16 @@ class Bottleneck(nn.Module):
     z, are shared: the block is branch(z) + W z with a 1 x 1 convolution W.
 
     Args:
-        inputs: channels of the input. m: channels inside; the output has 4m. stride: of the first 1 x 1 convolution
-            (and of W). shortcut: see above; "identity" needs inputs = 4m and stride 1.
-        erase_relu: leave out the last ReLU, the one before the last 1 x 1 convolution. The paper does not say which
-            one it erases; this is our reading.
+        inputs: channels of the input.
+        m: channels inside; the output has 4m.
+        stride: of the first 1 x 1 convolution (and of W).
+        shortcut: "identity", which needs inputs = 4m and stride 1, "projection" or "none".
+        erase_relu: leave out the last ReLU, the one before the last 1 x 1 convolution. The paper does not say which one
+            it erases; this is our reading.
 
     Raises:
-        OptionError: unknown shortcut. ShapeError: an identity that does not fit.
+        OptionError: unknown shortcut.
+        ShapeError: an identity that does not fit.
     """
 
     def __init__(
@@ -58,9 +61,9 @@ class Bottleneck(nn.Module):
             self.project = nn.Conv2d(inputs, 4 * m, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, inputs, h, w) to (batch, 4m, h / stride, w / stride)."""
+        """Map (batch, inputs, h, w) to (batch, 4m, h / stride, w / stride)."""
         z = self.pre(x)
-        out: Tensor = self.branch(z)
+        out = self.branch(z)
         if self.shortcut == "identity":
             return x + out
         return out + self.project(z) if self.shortcut == "projection" else out
@@ -80,8 +83,7 @@ class _Network(nn.Module):
         x = self.stem(x)
         for transition, stage in zip(self.transitions, self.stages, strict=True):
             x = stage(transition(x))
-        out: Tensor = self.head(x)
-        return out
+        return self.head(x)
 
     def blocks(self) -> list[Bottleneck]:
         """All blocks, from the input on."""
@@ -117,8 +119,11 @@ class PreActResNet(_Network):
     convolution for a shortcut, with stride 1, 2 and 2, all others the identity.
 
     Args:
-        depth: 9n + 2. width: m of the first stage, 16 in the paper. channels: of the images. classes: of the output.
-        erase_relu: see `Bottleneck`.
+        depth: 9n + 2.
+        width: m of the first stage, 16 in the paper.
+        channels: of the images.
+        classes: of the output.
+        erase_relu: leave out the last ReLU of every branch.
 
     Raises:
         DepthError: a depth that is not 9n + 2.
@@ -155,6 +160,16 @@ class PreActResNet(_Network):
 class PlainNet(PreActResNet):
     """`PreActResNet` without any shortcut; depth 9n + 2.
 
+    Args:
+        depth: 9n + 2.
+        width: m of the first stage, 16 in the paper.
+        channels: of the images.
+        classes: of the output.
+        erase_relu: leave out the last ReLU of every branch.
+
+    Raises:
+        DepthError: a depth that is not 9n + 2.
+
     Example:
         >>> sum(p.numel() for p in PlainNet(164).parameters())
         1661306
@@ -174,7 +189,15 @@ class ProcResNet(_Network):
     them; `linear_convolutions` names the three, whose initial weights have variance 1/fan-in, and which training is to
     project (`resid.nets.norm_preservation`).
 
-    Args, Raises: as for `PreActResNet`, with depth 9n + 4.
+    Args:
+        depth: 9n + 4.
+        width: m of the first stage, 16 in the paper.
+        channels: of the images.
+        classes: of the output.
+        erase_relu: leave out the last ReLU of every branch.
+
+    Raises:
+        DepthError: a depth that is not 9n + 4.
 
     Example:
         >>> sum(p.numel() for p in ProcResNet(166).parameters())
@@ -200,5 +223,5 @@ class ProcResNet(_Network):
                 convolution.weight.mul_(0.5**0.5)
 
     def linear_convolutions(self) -> list[nn.Conv2d]:
-        """The stem and the two transitions, from the input on."""
+        """List the stem and the two transitions, from the input on."""
         return [module for module in (self.stem, *self.transitions) if isinstance(module, nn.Conv2d)]

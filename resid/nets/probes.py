@@ -9,21 +9,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from resid.nets.allconv import AllConvBlock
-from resid.nets.preact import Bottleneck, ProcResNet
-from resid.nets.shortcut_depth import ShortcutBlock
+from resid.nets.blocks import is_block, quotient
 
 __all__ = ["GradientProbe", "blocks_of", "mean_weight_norm", "watch_gradients"]
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks of a network by name; of ProcResNet also the linear convolutions around them."""
-    linear = model.linear_convolutions() if isinstance(model, ProcResNet) else []
-    kinds = (AllConvBlock, Bottleneck, ShortcutBlock)
+    """List the blocks of a network by name; of ProcResNet also the linear convolutions around them.
+
+    Args:
+        model: any network.
+    """
+    linear: list[nn.Module] = getattr(model, "linear_convolutions", list)()
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, kinds) or any(module is convolution for convolution in linear)
+        if is_block(module) or any(module is convolution for convolution in linear)
     }
 
 
@@ -38,7 +39,7 @@ def _squared(x: Tensor) -> Tensor:
 
 
 class GradientProbe:
-    """Squared norms of the gradient at output and input of each block, over the whole batch; see `watch_gradients`.
+    """Squared norms of gradients at output and input of each block, over the whole batch; filled by `watch_gradients`.
 
     Of blocks that add a branch to their input, x + F(x) of the shape of x, those of F(x) and x, too. F(x) is what was
     added as computed: with a stream in bfloat16 what lies below its rounding is lost.
@@ -50,7 +51,7 @@ class GradientProbe:
         self._signals: dict[str, tuple[Tensor, Tensor]] = {}
 
     def squares(self) -> Tensor:
-        """(blocks, 2), float64: at the output and at the input, in the order in which the blocks were called.
+        """Return (blocks, 2), float64: squared norms at the output and at the input, in the order of the calls.
 
         Of several ranks, each has its share of the batch: add before taking ratios.
         """
@@ -58,20 +59,27 @@ class GradientProbe:
         return torch.stack([torch.stack(row) for row in rows])
 
     def ratios(self, squares: Tensor | None = None) -> dict[str, float]:
-        """Norm of the gradient at the output over that at the input, by block, from the input on."""
-        found = (self.squares() if squares is None else squares).cpu()
-        values = [math.sqrt(a / b) if b > 0 else math.inf if a > 0 else math.nan for a, b in found.tolist()]
-        return dict(zip(self.names, values, strict=True))
+        """Compute the norm of the gradient at the output over that at the input, by block, from the input on.
+
+        Args:
+            squares: sums of `squares` over ranks; default this probe's.
+        """
+        pairs = (self.squares() if squares is None else squares).tolist()
+        return {name: math.sqrt(quotient(*pair)) for name, pair in zip(self.names, pairs, strict=True)}
 
     def signals(self) -> Tensor:
-        """(blocks that add a branch, 2), float64: squared norms of branch and input; of several ranks, add first."""
+        """Return (blocks that add a branch, 2): squared norms of branch and input; of several ranks, add first."""
         rows = [torch.stack(pair) for pair in self._signals.values()]
         return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.float64)
 
     def branches(self, signals: Tensor | None = None) -> dict[str, float]:
-        """Norm of the branch over that of the input, by block, from the network's input on."""
-        found = (self.signals() if signals is None else signals).cpu()
-        values = [math.sqrt(a / b) if b > 0 else math.nan for a, b in found.tolist()]
+        """Compute the norm of the branch over that of the input, by block, from the network's input on.
+
+        Args:
+            signals: sums of `signals` over ranks; default this probe's.
+        """
+        pairs = (self.signals() if signals is None else signals).tolist()
+        values = [math.sqrt(branch / stream) if stream > 0 else math.nan for branch, stream in pairs]
         return dict(zip(self._signals, values, strict=True))
 
     def _watch(self, i: int, side: str, tensor: Tensor) -> None:
@@ -83,10 +91,16 @@ class GradientProbe:
 
 @contextmanager
 def watch_gradients(blocks: dict[str, nn.Module]) -> Iterator[GradientProbe]:
-    """Within the context, a forward and backward pass leaves the gradient norms of the blocks in the probe.
+    """Record the gradient norms of blocks in a probe during a forward and backward pass within the context.
 
     The pass itself computes what it would have computed anyway; gradients of the network's own input, which it has not
     otherwise, are taken for a block that has this input.
+
+    Args:
+        blocks: modules by name.
+
+    Yields:
+        The probe.
 
     Example:
         >>> layer = nn.Linear(2, 2, bias=False)
@@ -100,16 +114,16 @@ def watch_gradients(blocks: dict[str, nn.Module]) -> Iterator[GradientProbe]:
     handles = []
     for name, block in blocks.items():
 
-        def before(module: nn.Module, given: tuple[Tensor, ...], name: str = name) -> tuple[Tensor, ...]:
-            x = given[0] if given[0].requires_grad else given[0].detach().requires_grad_()
+        def before(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> tuple[Tensor, ...]:
+            x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
             probe.names.append(name)
             probe._watch(len(probe.names) - 1, "input", x)
-            return (x, *given[1:])
+            return (x, *args[1:])
 
-        def after(module: nn.Module, given: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+        def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
             probe._watch(len(probe.names) - 1 - probe.names[::-1].index(name), "output", output)
-            if _adds_to_stream(module) and given[0].shape == output.shape:
-                x = given[0].detach()
+            if _adds_to_stream(module) and args[0].shape == output.shape:
+                x = args[0].detach()
                 pair = (output.detach() - x, x)
                 probe._signals[name] = _squared(pair[0]), _squared(pair[1])
 
@@ -122,6 +136,10 @@ def watch_gradients(blocks: dict[str, nn.Module]) -> Iterator[GradientProbe]:
 
 
 def mean_weight_norm(model: nn.Module) -> Tensor:
-    """Mean Frobenius norm of the weights of all convolutions and linear layers, a scalar on their device."""
+    """Compute the mean Frobenius norm of the weights of all convolutions and linear layers, a scalar.
+
+    Args:
+        model: any network.
+    """
     weights = [m.weight.detach() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     return torch.stack([torch.linalg.vector_norm(weight, dtype=torch.float64) for weight in weights]).mean()

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from resid._arguments import as_whole
 from resid.errors import OptionError
 from resid.nets._modes import evaluating
-from resid.nets.allconv import AllConvBlock
-from resid.nets.preact import Bottleneck
-from resid.nets.shortcut_depth import ShortcutBlock
+from resid.nets.blocks import is_block
 
 __all__ = ["ShapeRow", "ShapeTable", "shape_table"]
-
-BLOCKS = (AllConvBlock, Bottleneck, ShortcutBlock)
 
 
 @dataclass(frozen=True)
 class ShapeRow:
     """Consecutive parts of a network that are alike.
 
-    name: of the first, and of the last where there are several. layers: the convolutions and linear layers in each.
-    count: how many parts. shape: of what comes out, without the batch. parameters: trained ones, of all parts together.
+    Attributes:
+        name: of the first, and of the last where there are several.
+        layers: the convolutions and linear layers in each.
+        count: how many parts.
+        shape: of what comes out, without the batch.
+        parameters: trained ones, of all parts together.
     """
 
     name: str
@@ -39,7 +39,13 @@ class ShapeRow:
 
 @dataclass(frozen=True)
 class ShapeTable:
-    """Of `shape_table`; `str` gives a table of text. image: shape of one input; convolutions: how many there are."""
+    """The rows of `shape_table`; `str` gives a table of text.
+
+    Attributes:
+        image: shape of one input.
+        rows: a `ShapeRow` for equal parts in a row.
+        convolutions: how many there are.
+    """
 
     image: tuple[int, ...]
     rows: tuple[ShapeRow, ...]
@@ -51,7 +57,7 @@ class ShapeTable:
         return sum(row.parameters for row in self.rows)
 
     def cells(self) -> list[tuple[str, str, str, str]]:
-        """Part, layers, shape and parameters of each row, as text."""
+        """Return part, layers, shape and parameters of each row, as text."""
         return [(row.name, _times(row), _product(row.shape), f"{row.parameters:,}") for row in self.rows]
 
     def __str__(self) -> str:
@@ -70,18 +76,19 @@ class ShapeTable:
 def shape_table(
     model: nn.Module, image: tuple[int, ...] = (3, 32, 32), blocks: tuple[type[nn.Module], ...] | None = None
 ) -> ShapeTable:
-    """What a network is made of, from one forward pass on an image of zeros.
+    """Tabulate the parts of a network, from one forward pass on an image of zeros.
 
     The parts are the modules of the types in `blocks`, and whatever lies beside them and has none of them inside: a
     stem, a transition, a head. They stand in the order in which they are called; equal neighbors share a row. What
     the network does after its last part, and parameters of no part, are a row "rest". The network is left as it was.
 
     Args:
-        model: any network. image: shape of one image, (channels, height, width). blocks: types that are shown as one
-            part each; default those of this library.
+        model: any network.
+        image: shape of one image, (channels, height, width).
+        blocks: types that are shown as one part each; default those that `is_block` of `resid.nets.blocks` knows.
 
     Raises:
-        OptionError: image is not made of positive integers.
+        OptionError: `image` is not made of positive integers.
 
     Example:
         >>> from resid.nets.allconv import AllConvResNet
@@ -99,15 +106,16 @@ def shape_table(
     sizes = tuple(as_whole(n) or 0 for n in image)
     if not sizes or min(sizes) < 1:
         raise OptionError(f"image = {image!r}: positive integers, (channels, height, width), are needed")
-    outputs, last = _shapes(model, dict(_parts(model, BLOCKS if blocks is None else blocks)), sizes)
+    chosen = is_block if blocks is None else lambda module: isinstance(module, blocks)
+    outputs, last = _shapes(model, dict(_parts(model, chosen)), sizes)
     seen: set[int] = set()
-    found = []
+    single = []
     for name, (part, shape) in outputs.items():
-        mine = {id(p): p.numel() for p in part.parameters() if p.requires_grad and id(p) not in seen}
-        seen |= mine.keys()
-        found.append(ShapeRow(name, _layers(part), 1, shape, sum(mine.values())))
+        new = {id(p): p.numel() for p in part.parameters() if p.requires_grad and id(p) not in seen}
+        seen |= new.keys()
+        single.append(ShapeRow(name, _layers(part), 1, shape, sum(new.values())))
     rows = []
-    for _, equal in groupby(found, key=lambda row: (row.layers, row.shape, row.parameters)):
+    for _, equal in groupby(single, key=lambda row: (row.layers, row.shape, row.parameters)):
         same = list(equal)
         name = same[0].name if len(same) == 1 else f"{same[0].name} - {same[-1].name}"
         rows.append(ShapeRow(name, same[0].layers, len(same), same[0].shape, sum(row.parameters for row in same)))
@@ -117,28 +125,28 @@ def shape_table(
     return ShapeTable(sizes, tuple(rows), sum(isinstance(m, nn.Conv2d) for m in model.modules()))
 
 
-def _parts(model: nn.Module, blocks: tuple[type[nn.Module], ...], name: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _parts(model: nn.Module, chosen: Callable[[nn.Module], bool], name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Names and modules of the parts, from the top down."""
     for own, child in model.named_children():
         whole = f"{name}.{own}" if name else own
         if isinstance(child, nn.Identity):
             continue
         called = not isinstance(child, (nn.ModuleList, nn.ModuleDict))  # which are never called themselves
-        if isinstance(child, blocks) or (called and not any(isinstance(m, blocks) for m in child.modules())):
+        if chosen(child) or (called and not any(map(chosen, child.modules()))):
             yield whole, child
         else:
-            yield from _parts(child, blocks, whole)
+            yield from _parts(child, chosen, whole)
 
 
 def _shapes(
     model: nn.Module, parts: dict[str, nn.Module], image: tuple[int, ...]
 ) -> tuple[dict[str, tuple[nn.Module, tuple[int, ...]]], tuple[int, ...]]:
     """Part and shape of its output by name, in the order of the calls, and the shape of the network's output."""
-    found: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+    outputs: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: Any, output: Tensor) -> None:
-            found.setdefault(name, (module, tuple(output.shape[1:])))
+            outputs.setdefault(name, (module, tuple(output.shape[1:])))
 
         return hook
 
@@ -150,7 +158,7 @@ def _shapes(
     finally:
         for handle in handles:
             handle.remove()
-    return found, tuple(output.shape[1:])
+    return outputs, tuple(output.shape[1:])
 
 
 def _layers(part: nn.Module) -> str:

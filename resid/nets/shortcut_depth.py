@@ -24,7 +24,11 @@ class ShortcutBlock(nn.Module):
     convolution of stride 2 with batch norm ("B").
 
     Args:
-        inputs, outputs: channels. length: k. stride: of the first convolution. shortcut: "A" or "B".
+        inputs: channels of the input.
+        outputs: channels of the output.
+        length: k.
+        stride: of the first convolution.
+        shortcut: "A" or "B".
         leading: whether F begins with batch norm and ReLU; the stem in front of the first block has its own.
         batch_norm: without it F is ReLU and convolution, k times, and the last convolution starts at zero.
     """
@@ -55,8 +59,8 @@ class ShortcutBlock(nn.Module):
             self.project = nn.Sequential(convolution, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, inputs, h, w) to (batch, outputs, ceil(h / stride), ceil(w / stride))."""
-        out: Tensor = self.branch(x)
+        """Map (batch, inputs, h, w) to (batch, outputs, ceil(h / stride), ceil(w / stride))."""
+        out = self.branch(x)
         if self.project is not None:
             return self.project(x) + out
         if self.stride > 1:
@@ -71,16 +75,19 @@ class ShortcutDepthResNet(nn.Module):
     average, linear layer. The convolution that changes the shape is the first of a stage, for every k.
 
     Args:
-        depth: 3 L + 2 with L divisible by length. length: k. width: 16 in the paper. channels: of the images.
-        classes: of the output. shortcut: "A" or "B", see `ShortcutBlock`; the paper does not say which.
+        depth: 3 L + 2 with L divisible by `length`.
+        length: k, convolutions of a block.
+        width: channels of the first stage, 16 in the paper.
+        channels: of the images.
+        classes: of the output.
+        shortcut: "A" or "B", that of `ShortcutBlock`; the paper does not say which.
         batch_norm: if not, there is no normalisation anywhere and the last convolution of every branch starts at zero,
             so that the network starts as the identity between stem and head: nearer to Theorem 2, whose small weights
             batch norm takes away.
 
-    Initial weights: normal with variance 2/(9 outputs), the linear layer's bias zero.
-
     Raises:
-        DepthError: a depth that cannot be grouped. OptionError: an unknown shortcut.
+        DepthError: a depth that cannot be grouped.
+        OptionError: an unknown shortcut.
 
     Example:
         >>> [sum(p.numel() for p in ShortcutDepthResNet(38, k).parameters()) for k in (1, 2, 3, 4)]
@@ -128,10 +135,9 @@ class ShortcutDepthResNet(nn.Module):
                     block.branch[-1].weight.zero_()  # type: ignore[operator]
 
     def blocks(self) -> list[ShortcutBlock]:
-        """All blocks, from the input on."""
+        """List all blocks, from the input on."""
         return [module for module in self.modules() if isinstance(module, ShortcutBlock)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (batch, channels, h, w) to logits (batch, classes)."""
-        out: Tensor = self.head(self.stages(self.stem(x)))
-        return out
+        """Map images (batch, channels, h, w) to logits (batch, classes)."""
+        return self.head(self.stages(self.stem(x)))

@@ -24,7 +24,11 @@ class ThreeLayers(nn.Module):
     projection is exact up to its crop and no gradient is lost at the border.
 
     Args:
-        c, d: channels of the middle layer. kernel: its size. classes: of the output. channels: of an image.
+        c: channels into the middle layer.
+        d: channels out of the middle layer.
+        kernel: its size.
+        classes: of the output.
+        channels: of an image.
         nets: networks side by side, as groups of channels; none has to do with another.
     """
 
@@ -40,7 +44,12 @@ class ThreeLayers(nn.Module):
 
     @classmethod
     def of_seeds(cls, seeds: Sequence[int], **shape: int) -> ThreeLayers:
-        """Networks side by side, each with the weights that it would have alone. shape: arguments but for `nets`."""
+        """Build networks side by side, each with the weights that it would have alone.
+
+        Args:
+            seeds: one for each network.
+            **shape: arguments of the class but for `nets`.
+        """
         alone = []
         with torch.random.fork_rng(devices=[]):
             for seed in seeds:
@@ -51,7 +60,7 @@ class ThreeLayers(nn.Module):
         return net
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Logits (batch, nets, classes), and the middle layer's input, output, and output behind the ReLU."""
+        """Compute logits (batch, nets, classes), and the middle layer's input, output, and output behind the ReLU."""
         before = F.relu(self.first(x))
         linear = F.conv2d(wrap(before, self.middle.kernel_size[0] // 2), self.middle.weight, groups=self.nets)
         after = F.relu(linear)
@@ -59,14 +68,15 @@ class ThreeLayers(nn.Module):
 
 
 def wrap(x: Tensor, by: int) -> Tensor:
-    """Pad maps (batch, channels, h, w) on each side with `by` rows and columns from the other side, by <= h, w.
+    """Pad maps on each side with rows and columns from the other side.
 
-    As `torch.nn.functional.pad` in the mode "circular", which forgets how the map lies in memory.
+    The values of `torch.nn.functional.pad` in the mode "circular", which forgets how the map lies in memory.
+
+    Args:
+        x: maps (batch, channels, h, w).
+        by: rows and columns on each side, at most h and w.
     """
-    if not by:
-        return x
-    found: Tensor = _Wrap.apply(x, by)
-    return found
+    return _Wrap.apply(x, by) if by else x
 
 
 class _Wrap(torch.autograd.Function):
@@ -85,8 +95,8 @@ class _Wrap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # each copy adds to what it is a copy of
-        by, (given,) = ctx.by, gradients
-        g = given.clone(memory_format=torch.preserve_format)
+        by = ctx.by
+        g = gradients[0].clone(memory_format=torch.preserve_format)
         g[..., by : 2 * by] += g[..., -by:]
         g[..., -2 * by : -by] += g[..., :by]
         g[:, :, by : 2 * by] += g[:, :, -by:]
@@ -95,10 +105,14 @@ class _Wrap(torch.autograd.Function):
 
 
 def mean_of_convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Mean over the map of conv(x), (batch, channels out); odd kernel, stride 1, and zeros around that keep the size.
+    """Compute the mean over the map of conv(x), (batch, channels out), as one product.
 
     The mean of a sum of shifted maps is the sum of the means of what each shift leaves inside, which one product with
     the indicators of these windows gives: as much work as the convolution has for a single channel out.
+
+    Args:
+        x: maps (batch, channels, h, w).
+        conv: odd kernel, stride 1, and zeros around that keep the size.
     """
     (k, _), (h, w) = conv.kernel_size, x.shape[2:]
     windows = [
@@ -109,5 +123,5 @@ def mean_of_convolution(x: Tensor, conv: nn.Conv2d) -> Tensor:
     inside = torch.stack(windows).flatten(1) / (h * w)  # (taps, pixels)
     sums = torch.bmm(inside.expand(len(x), -1, -1), x.permute(0, 2, 3, 1).flatten(1, 2))  # (batch, taps, channels in)
     weight = conv.weight.flatten(2).unflatten(0, (conv.groups, -1))  # (groups, out, in, taps)
-    found = torch.einsum("btgi,goit->bgo", sums.unflatten(2, (conv.groups, -1)), weight).flatten(1)
-    return found if conv.bias is None else found + conv.bias
+    mean = torch.einsum("btgi,goit->bgo", sums.unflatten(2, (conv.groups, -1)), weight).flatten(1)
+    return mean if conv.bias is None else mean + conv.bias

@@ -7,7 +7,6 @@ corrected. Throughout E = (I + A_depth) ... (I + A_1) - R, and Sigma = E[x x^T] 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from resid._ambient import isolated
 from resid._arguments import (
     EPS,
+    ArrayLike,
     as_covariance,
     as_layers,
     as_samples,
@@ -42,8 +42,8 @@ FORMS = ("norm", "product")
 
 
 @isolated
-def population_risk(A: Any, R: Any, sigma: Any) -> Tensor:
-    """Excess population risk f(A) - E||noise||^2 = ||E Sigma^(1/2)||_F^2 = tr(E Sigma E^T).
+def population_risk(A: ArrayLike, R: ArrayLike, sigma: ArrayLike) -> Tensor:
+    """Compute the excess population risk f(A) - E||noise||^2 = ||E Sigma^(1/2)||_F^2 = tr(E Sigma E^T).
 
     Args:
         A: layers (..., depth, d, d), ordered from the input.
@@ -54,7 +54,9 @@ def population_risk(A: Any, R: Any, sigma: Any) -> Tensor:
         (...), the risk without the constant E||noise||^2; >= 0, zero at a global minimum. Differentiable in `A`.
 
     Raises:
-        ShapeError, NotFiniteError, CovarianceError: shapes that do not fit, NaN, sigma not a covariance.
+        ShapeError: shapes that do not fit.
+        NotFiniteError: an argument holds NaN or infinity.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
 
     Source: Hardt & Ma 2016, Claim 2.3 (whose proof prints the constant as E[x x^T]; it is E||noise||^2).
 
@@ -69,20 +71,24 @@ def population_risk(A: Any, R: Any, sigma: Any) -> Tensor:
 
 
 @isolated
-def risk_gradient(A: Any, R: Any, sigma: Any) -> Tensor:
-    """Gradient of `population_risk` in every layer: 2 (W_l ... W_(i+1))^T E Sigma (W_(i-1) ... W_1)^T, W_j = I + A_j.
+def risk_gradient(A: ArrayLike, R: ArrayLike, sigma: ArrayLike) -> Tensor:
+    """Compute the gradient of `population_risk` in every layer.
 
-    Lemma 2.4 of Hardt & Ma 2016 prints both chains in reversed order; this is the order that autograd confirms. Cost:
-    3 depth products of (d, d) matrices.
+    2 (W_l ... W_(i+1))^T E Sigma (W_(i-1) ... W_1)^T with W_j = I + A_j. Lemma 2.4 of Hardt & Ma 2016 prints both
+    chains in reversed order; this is the order that autograd confirms. Cost: 3 depth products of (d, d) matrices.
 
     Args:
-        A, R, sigma: as in `population_risk`.
+        A: layers (..., depth, d, d), ordered from the input.
+        R: (d, d), the linear map to learn.
+        sigma: (d, d), second moment of the input.
 
     Returns:
         Like `A`.
 
     Raises:
-        ShapeError, NotFiniteError, CovarianceError: as in `population_risk`.
+        ShapeError: shapes that do not fit.
+        NotFiniteError: an argument holds NaN or infinity.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
 
     Example:
         >>> A = torch.zeros(2, 1, 1)
@@ -93,8 +99,8 @@ def risk_gradient(A: Any, R: Any, sigma: Any) -> Tensor:
 
 
 @isolated
-def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tensor:
-    """Lower bound on ||gradient||_F^2 that makes every critical point with all ||A_i|| < 1 a global minimum.
+def gradient_lower_bound(A: ArrayLike, R: ArrayLike, sigma: ArrayLike, form: str = "norm") -> Tensor:
+    """Bound the squared norm of the risk gradient from below: every critical point with all ||A_i|| < 1 is global.
 
     form="norm": 4 depth (1 - tau)^(2 (depth - 1)) sigma_min(Sigma) f, with tau = max_i ||A_i||_2 and f the excess risk.
     form="product": 4 sum_i prod_(j != i) (1 - ||A_j||)^2 sigma_min(Sigma) f, finer, equal when all norms agree.
@@ -108,14 +114,19 @@ def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tens
     sigma_min(Sigma)^2; both are refuted in the chapter `linear/landscape`.
 
     Args:
-        A, R, sigma: as in `population_risk`.
+        A: layers (..., depth, d, d), ordered from the input.
+        R: (d, d), the linear map to learn.
+        sigma: (d, d), second moment of the input.
         form: "norm" or "product".
 
     Returns:
         (...), the bound for each network.
 
     Raises:
-        ShapeError, NotFiniteError, CovarianceError, OptionError: as in `population_risk`; unknown form.
+        ShapeError: shapes that do not fit.
+        NotFiniteError: an argument holds NaN or infinity.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
+        OptionError: unknown form.
 
     Example:
         >>> A = -0.5 * torch.ones(4, 1, 1, dtype=torch.float64)
@@ -124,7 +135,7 @@ def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tens
         True
     """
     check_option("form", form, FORMS)
-    smallest, kept = _nonzero_part(as_square("sigma", sigma))
+    smallest, part = _nonzero_part(as_square("sigma", sigma))
     A, R, sigma = _arguments(A, R, sigma)
     depth = A.shape[-3]
     room = (1 - torch.linalg.matrix_norm(A, ord=2)).clamp_min(0)  # (..., depth), 1 - ||A_i||
@@ -134,15 +145,19 @@ def gradient_lower_bound(A: Any, R: Any, sigma: Any, form: str = "norm") -> Tens
         others = room[..., None, :].expand(*room.shape[:-1], depth, depth).clone()
         others.diagonal(dim1=-2, dim2=-1).fill_(1)
         chain = (others.prod(-1) ** 2).sum(-1)
-    return 4 * chain * smallest * population_risk(A, R, kept)
+    return 4 * chain * smallest * population_risk(A, R, part)
 
 
 @isolated
-def smallest_nonzero_eigenvalue(sigma: Any) -> float:
-    """Smallest eigenvalue of a covariance above rounding (d eps of its dtype times the largest); 0 if there is none.
+def smallest_nonzero_eigenvalue(sigma: ArrayLike) -> float:
+    """Return the smallest eigenvalue of a covariance above rounding (d eps of its dtype times the largest), or 0.
+
+    Args:
+        sigma: symmetric matrix (d, d).
 
     Raises:
-        ShapeError, NotFiniteError: not a finite square matrix.
+        ShapeError: `sigma` is not square.
+        NotFiniteError: `sigma` holds NaN or infinity.
 
     Example:
         >>> smallest_nonzero_eigenvalue(torch.diag(torch.tensor([3.0, 2.0, 0.0])))
@@ -154,14 +169,14 @@ def smallest_nonzero_eigenvalue(sigma: Any) -> float:
 def _nonzero_part(sigma: Tensor) -> tuple[float, Tensor]:
     """The smallest nonzero eigenvalue, and sigma without the directions of eigenvalues that are zero up to rounding."""
     values, vectors = torch.linalg.eigh(sigma.detach().to(torch.float64))
-    kept = values > len(sigma) * torch.finfo(sigma.dtype).eps * float(values[-1])
-    part = (vectors[:, kept] * values[kept]) @ vectors[:, kept].mT
-    return (float(values[kept][0]) if bool(kept.any()) else 0.0), part
+    nonzero = values > len(sigma) * torch.finfo(sigma.dtype).eps * float(values[-1])
+    values, vectors = values[nonzero], vectors[:, nonzero]
+    return (float(values[0]) if len(values) else 0.0), (vectors * values) @ vectors.mT
 
 
 @isolated
-def augment_negative_determinant(R: Any) -> Tensor:
-    """diag(R, -1): the map of the augmented data x' = (x, b), y' = (y, -b), whose determinant is -det R > 0.
+def augment_negative_determinant(R: ArrayLike) -> Tensor:
+    """Build diag(R, -1): the map of the augmented data x' = (x, b), y' = (y, -b), with determinant -det R > 0.
 
     b is a random variable independent of x (say standard normal); `augment_covariance` gives the second moment of x'.
     Hardt & Ma 2016, remark after Theorem 2.1. Gradient descent on the augmented problem must not start at exactly zero:
@@ -175,7 +190,8 @@ def augment_negative_determinant(R: Any) -> Tensor:
 
     Raises:
         DeterminantError: det R >= 0, where the augmentation would make it negative.
-        ShapeError, NotFiniteError: not a finite square matrix.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Example:
         >>> augment_negative_determinant(torch.tensor([[-1.0]]))
@@ -193,8 +209,21 @@ def augment_negative_determinant(R: Any) -> Tensor:
 
 
 @isolated
-def augment_covariance(sigma: Any, variance: float = 1.0) -> Tensor:
-    """diag(Sigma, variance): the second moment of x' = (x, b), b independent of x with mean 0 and this variance.
+def augment_covariance(sigma: ArrayLike, variance: float = 1.0) -> Tensor:
+    """Build diag(Sigma, variance): the second moment of x' = (x, b), b independent of x with mean 0 and this variance.
+
+    Args:
+        sigma: covariance (d, d).
+        variance: of b, > 0.
+
+    Returns:
+        The second moment (d + 1, d + 1).
+
+    Raises:
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
+        OptionError: `variance` is not a finite number > 0.
+        ShapeError: `sigma` is not square.
+        NotFiniteError: `sigma` holds NaN or infinity.
 
     Example:
         >>> augment_covariance(torch.eye(1), variance=4.0)
@@ -208,19 +237,21 @@ def augment_covariance(sigma: Any, variance: float = 1.0) -> Tensor:
 
 
 @isolated(grad=False)
-def regression_map(X: Any, Y: Any) -> tuple[Tensor, Tensor, float]:
-    """The linear model y = Rx + noise that real data give: least squares of Y on X, without intercept.
+def regression_map(X: ArrayLike, Y: ArrayLike) -> tuple[Tensor, Tensor, float]:
+    """Fit the linear model y = Rx + noise to data: least squares of Y on X, without intercept.
 
     Args:
-        X: inputs (n, d). Y: targets (n, d).
+        X: inputs (n, d).
+        Y: targets (n, d).
 
     Returns:
-        R: (d, d), the minimiser of E||Rx - y||^2. sigma: (d, d), the second moment E[x x^T] = X^T X / n.
+        R: (d, d), the minimiser of E||Rx - y||^2.
+        sigma: (d, d), the second moment E[x x^T] = X^T X / n.
         noise: E||Rx - y||^2, the part no linear map explains, to which `population_risk` is the excess.
 
     Raises:
         ShapeError: the shapes differ, or n < d, or the inputs span less than d dimensions, so that R is not unique.
-        NotFiniteError: NaN or infinity in the data.
+        NotFiniteError: the data hold NaN or infinity.
 
     Example:
         >>> X = torch.eye(2)
@@ -243,10 +274,12 @@ def regression_map(X: Any, Y: Any) -> tuple[Tensor, Tensor, float]:
 
 @dataclass(frozen=True)
 class Descent:
-    """What `gradient_descent` returns.
+    """The result of `gradient_descent`.
 
-    A: the last layers, like the start. risk: (steps + 1, ...), the excess risk before the first and after every step.
-    steps: (...), the step after which the risk was first <= `target`, -1 where it never was.
+    Attributes:
+        A: the last layers, like the start.
+        risk: (steps + 1, ...), the excess risk before the first and after every step.
+        steps: (...), the step after which the risk was first <= `target`, -1 where it never was.
     """
 
     A: Tensor
@@ -260,24 +293,29 @@ class Descent:
 
 
 @isolated
-def gradient_descent(A: Any, R: Any, sigma: Any, learning_rate: float, steps: int, target: float = 1e-10) -> Descent:
-    """Plain gradient descent on `population_risk`, many starts at once; stops early when all have reached `target`.
+def gradient_descent(
+    A: ArrayLike, R: ArrayLike, sigma: ArrayLike, learning_rate: float, steps: int, target: float = 1e-10
+) -> Descent:
+    """Run plain gradient descent on `population_risk` from many starts at once, until all have reached `target`.
 
     Runs are independent: one that diverges becomes infinite or NaN in its own slice only, and counts as not converged.
 
     Args:
         A: starting layers (..., depth, d, d); leading dimensions are independent runs.
-        R, sigma: as in `population_risk`.
+        R: (d, d), the linear map to learn.
+        sigma: (d, d), second moment of the input.
         learning_rate: step size > 0.
         steps: number of steps, >= 0.
-        target: excess risk that counts as solved.
+        target: excess risk that counts as solved, > 0.
 
     Returns:
-        `Descent`.
+        A `Descent`.
 
     Raises:
-        OptionError: learning_rate or target not positive, or steps not an integer >= 0.
-        ShapeError, NotFiniteError, CovarianceError: as in `population_risk`.
+        OptionError: `learning_rate` or `target` is not positive, or `steps` is no integer >= 0.
+        ShapeError: shapes that do not fit.
+        NotFiniteError: an argument holds NaN or infinity.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
 
     Example:
         >>> run = gradient_descent(torch.zeros(4, 1, 1), [[2.0]], [[1.0]], learning_rate=0.05, steps=100)
@@ -302,7 +340,7 @@ def gradient_descent(A: Any, R: Any, sigma: Any, learning_rate: float, steps: in
     return Descent(A=A, risk=torch.stack(history), steps=reached)
 
 
-def _arguments(A: Any, R: Any, sigma: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _arguments(A: ArrayLike, R: ArrayLike, sigma: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
     A, R = as_layers("A", A), as_square("R", R)
     d = A.shape[-1]
     check_same_dimension("R", R, d, "A")

@@ -20,13 +20,16 @@ __all__ = ["FAMILIES", "random_rotation", "sample_target"]
 
 @isolated
 def sample_target(family: str, d: int, generator: Generator) -> Tensor:
-    """A random (d, d) matrix with det > 0, float64.
+    """Sample a random (d, d) matrix with det > 0, float64.
 
     Args:
-        family: one of `FAMILIES`. d: dimension, >= 1. generator: source of randomness.
+        family: one of `FAMILIES`.
+        d: dimension, >= 1.
+        generator: source of randomness.
 
     Raises:
-        OptionError: unknown family. DepthError: d is not an integer >= 1.
+        OptionError: unknown family.
+        DepthError: d is not an integer >= 1.
 
     Example:
         >>> R = sample_target("near half turn", 5, Generator().manual_seed(0))
@@ -39,10 +42,14 @@ def sample_target(family: str, d: int, generator: Generator) -> Tensor:
 
 @isolated
 def random_rotation(d: int, generator: Generator) -> Tensor:
-    """A Haar-distributed rotation in SO(d): QR of a Gaussian matrix with the signs of R's diagonal fixed.
+    """Sample a Haar-distributed rotation in SO(d): QR of a Gaussian matrix with the signs of R's diagonal fixed.
+
+    Args:
+        d: dimension, >= 1.
+        generator: source of randomness.
 
     Raises:
-        DepthError: d is no integer of at least 1.
+        DepthError: `d` is no integer >= 1.
     """
     d = as_depth("d", d)
     Q, triangle = torch.linalg.qr(_normal(generator, d, d))

@@ -322,21 +322,21 @@ MUTATIONS = (
     ),
     Mutation(
         "thresholds below the largest rival",
-        "resid/theory/memorize/network.py",
-        "        found = first, origin, z, order, q, -(squares + rivals) / 2, float(gap.min())",
-        "        found = first, origin, z, order, q, -0.95 * rivals, float(gap.min())",
+        "resid/theory/memorize/construct.py",
+        "best = _Layout(first, origin, z, order, q, -(squares + rivals) / 2, float(gap.min()))",
+        "best = _Layout(first, origin, z, order, q, -0.95 * rivals, float(gap.min()))",
         *MEMORIZE,
     ),
     Mutation(
         "surrogate labels not looked at",
-        "resid/theory/memorize/network.py",
+        "resid/theory/memorize/construct.py",
         "        rivals = competitors(z, q, later=True)",
         "        rivals = competitors(z, q[:0], later=True)",
         *MEMORIZE,
     ),
     Mutation(
         "slack of the paper's threshold",
-        "resid/theory/memorize/network.py",
+        "resid/theory/memorize/margins.py",
         '    threshold = 1 - 2 * check_positive("slack", slack)\n    U =',
         '    threshold = 1 - 3 * check_positive("slack", slack)\n    U =',
         *MEMORIZE,
@@ -378,7 +378,7 @@ MUTATIONS = (
     ),
     Mutation(
         "obstacles that have moved already",
-        "resid/theory/small_weights/network.py",
+        "resid/theory/small_weights/paths.py",
         "path_round(X[i], Y[i], torch.cat([Y[:i], X[i + 1 :]]), rho / 2)",
         "path_round(X[i], Y[i], torch.cat([X[:i], X[i + 1 :]]), rho / 2)",
         *SMALL_WEIGHTS,
@@ -392,14 +392,14 @@ MUTATIONS = (
     ),
     Mutation(
         "stretch of one matrix",
-        "resid/theory/small_weights/network.py",
+        "resid/theory/small_weights/bounds.py",
         "(1 - norms[:, 0] * norms[:, 1])",
         "(1 - norms[:, 0] * norms[:, 1] ** 2)",
         *SMALL_WEIGHTS,
     ),
     Mutation(
         "least norm: the start alone decides, farther or not",
-        "resid/theory/small_weights/network.py",
+        "resid/theory/small_weights/bounds.py",
         "farther = torch.maximum(start, outputs.norm(dim=1))",
         "farther = start",
         *SMALL_WEIGHTS[:1],
@@ -407,7 +407,7 @@ MUTATIONS = (
     ),
     Mutation(
         "least norm: half of what one unit costs",
-        "resid/theory/small_weights/network.py",
+        "resid/theory/small_weights/bounds.py",
         "(2 * torch.maximum(one_unit, outwards))",
         "(2 * torch.maximum(0.5 * one_unit, outwards))",
         *SMALL_WEIGHTS,
@@ -462,7 +462,7 @@ MUTATIONS = (
     ),
     Mutation(
         "clipped block at the end of its gap",
-        "resid/theory/memorize/network.py",
+        "resid/theory/memorize/construct.py",
         "low = rivals / third + 1\n",
         "low = rivals / third + 1.99\n",
         *MEMORIZE[:1],
@@ -470,7 +470,7 @@ MUTATIONS = (
     ),
     Mutation(
         "shared gap halved",
-        "resid/theory/memorize/network.py",
+        "resid/theory/memorize/construct.py",
         "* (2 / float(squares.max()))",
         "* (1 / float(squares.max()))",
         *MEMORIZE[:1],
@@ -478,7 +478,7 @@ MUTATIONS = (
     ),
     Mutation(
         "orthogonal projection without its scale",
-        "resid/theory/memorize/network.py",
+        "resid/theory/memorize/_blocks.py",
         "Q.mT * (d / k) ** 0.5",
         "Q.mT",
         *MEMORIZE[:1],
@@ -660,8 +660,8 @@ MUTATIONS = (
     Mutation(
         "frequencies of a pair counted once",
         "resid/theory/conv_spectrum/_geometry.py",
-        "    return (weight / math.prod(taps.grid)) * found",
-        "    return (1 / math.prod(taps.grid)) * found",
+        "    return (weight / math.prod(taps.grid)) * total",
+        "    return (1 / math.prod(taps.grid)) * total",
         *PROCRUSTES,
     ),
     Mutation(
@@ -764,7 +764,7 @@ MUTATIONS = (
     ),
     Mutation(
         "audit: several outputs not counted",
-        "resid/nets/auditing.py",
+        "resid/nets/_audit_watch.py",
         "1 + live))",
         "1))",
         *AUDIT_STATE,
@@ -922,8 +922,8 @@ MUTATIONS = (
     Mutation(
         "orthonormal taps divided by their number, not its root",
         "resid/theory/procrustes/orthonormal_taps.py",
-        "math.sqrt(taps) * W",
-        "taps * W",
+        "relu) / math.sqrt(taps)",
+        "relu) / taps",
         *ORTHONORMAL_TAPS,
     ),
     Mutation(
@@ -1247,8 +1247,8 @@ MUTATIONS = (
     Mutation(
         "tied layers counted twice in a network's table",
         "resid/nets/shapes.py",
-        "        seen |= mine.keys()",
-        "        seen = set(mine)",
+        "        seen |= new.keys()",
+        "        seen = set(new)",
         "tests/nets/test_shapes.py",
         "",
     ),

@@ -19,22 +19,11 @@ import resid.theory
 from resid._ambient import isolated
 from resid.nets import allconv, memorizer, preact, shapes, shortcut_depth
 from resid.nets import norm_preservation as procrustes
-from resid.theory import landscape, targets
+from resid.theory import factor, landscape, memorize, norms, shortcut, small_weights, targets
 from resid.theory.conv_spectrum import spectrum as conv_spectrum
-from resid.theory.factor import constructions as factor
-from resid.theory.factor import lower_bound as factor_lower_bound
-from resid.theory.memorize import exact as memorize_exact
-from resid.theory.memorize import network as memorize
-from resid.theory.memorize import random_projection as projection
-from resid.theory.norms import bounds as norms
-from resid.theory.norms import flow as near_identity_flow
-from resid.theory.norms import smooth_maps
 from resid.theory.procrustes import orthonormal_taps, polar, released
 from resid.theory.procrustes import projection as nearest
-from resid.theory.shortcut import at_zero as shortcut_zero
-from resid.theory.shortcut import network as shortcut
-from resid.theory.shortcut import spectrum as hessian
-from resid.theory.small_weights import network as small_weights
+from resid.theory.small_weights.network import ordered_dot
 
 F32, F64 = torch.float32, torch.float64
 HALVES = (torch.bfloat16, torch.float16)
@@ -87,7 +76,7 @@ def memorizer_of(m, mode="triangular"):
 
 
 def flow_of(m):
-    return near_identity_flow.near_identity_flow(smooth_maps.shear(0.4, m.near_identity(3)), 6)
+    return norms.near_identity_flow(norms.shear(0.4, m.near_identity(3)), 6)
 
 
 def network(m):
@@ -162,14 +151,11 @@ CALLS = {
     "factor.near_identity_bound": lambda m: factor.near_identity_bound(m.near_identity(4, dtype=F32), 5),
     "factor.rotation_angle": lambda m: factor.rotation_angle(m.near_identity(4, dtype=F32)),
     "factor.spectral_gamma": lambda m: factor.spectral_gamma(m.near_identity(4, dtype=F32)),
-    "factor.near_identity_lower_bound": lambda m: factor_lower_bound.near_identity_lower_bound(
-        m.near_identity(3, dtype=F32), 5
-    ),
-    "factor.step_from_identity": lambda m: factor_lower_bound.step_from_identity(m.near_identity(3), m(5, 3), 4),
-    "shortcut.condition_number": lambda m: hessian.condition_number(m.moment(4), 0.1),
-    "shortcut.condition_number_limit": lambda m: hessian.condition_number_limit(10),
-    "shortcut.hessian_eigenvalues": lambda m: hessian.hessian_eigenvalues(m.moment(4)),
-    "shortcut.hessian_index": lambda m: hessian.hessian_index(m.moment(4)),
+    "factor.near_identity_lower_bound": lambda m: factor.near_identity_lower_bound(m.near_identity(3, dtype=F32), 5),
+    "shortcut.condition_number": lambda m: shortcut.condition_number(m.moment(4), 0.1),
+    "shortcut.condition_number_limit": lambda m: shortcut.condition_number_limit(10),
+    "shortcut.hessian_eigenvalues": lambda m: shortcut.hessian_eigenvalues(m.moment(4)),
+    "shortcut.hessian_index": lambda m: shortcut.hessian_index(m.moment(4)),
     "landscape.Descent.converged": lambda m: descent(m).converged,
     "landscape.augment_covariance": lambda m: landscape.augment_covariance(m.moment(3)),
     "landscape.augment_negative_determinant": lambda m: landscape.augment_negative_determinant(
@@ -203,13 +189,13 @@ CALLS = {
     "memorize.ExactMemorizer.__call__": lambda m: exact()([1, 0]),
     "memorize.ExactMemorizer.hidden": lambda m: exact().hidden([1, 0]),
     "memorize.construct_exact_memorizer": lambda m: exact(),
-    "memorize.rational_sphere_point": lambda m: memorize_exact.rational_sphere_point([1, 2]),
+    "memorize.rational_sphere_point": lambda m: memorize.rational_sphere_point([1, 2]),
     "norms.NearIdentityFlow.__call__": lambda m: flow_of(m)(0.1 * m(4, 3)),
     "norms.NearIdentityFlow.blocks": lambda m: [b(0.1 * m(4, 3)) for b in flow_of(m).blocks],
     "norms.NearIdentityFlow.jacobians": lambda m: flow_of(m).jacobians(0.1 * m(4, 3)),
-    "norms.flow_bound": lambda m: near_identity_flow.flow_bound(smooth_maps.twist(0.3), 7),
-    "norms.flow_constant": lambda m: near_identity_flow.flow_constant(smooth_maps.twist(0.3)),
-    "norms.flow_times": lambda m: near_identity_flow.flow_times(5, "geometric"),
+    "norms.flow_bound": lambda m: norms.flow_bound(norms.twist(0.3), 7),
+    "norms.flow_constant": lambda m: norms.flow_constant(norms.twist(0.3)),
+    "norms.flow_times": lambda m: norms.flow_times(5, "geometric"),
     "norms.near_identity_flow": lambda m: flow_of(m).linear,
     "norms.batch_norm_ratios": lambda m: norms.batch_norm_ratios(5, 0.4, direction="in/out"),
     "norms.block_bound": lambda m: norms.block_bound(m(5, 3, dtype=F32), m(3, 5, dtype=F32), 1.0),
@@ -242,9 +228,8 @@ CALLS = {
     "procrustes.projection_report": lambda m: nearest.projection_report(m(12, 3, 3, 3, dtype=F32), 8),
     "procrustes.coupled_newton_schulz": lambda m: released.coupled_newton_schulz(m.of(HERMITIAN, F32) / 5, 8),
     "procrustes.released_projection": lambda m: released.released_projection(m(4, 3, 3, 3, dtype=F32), 6),
-    "memorize.projection_width": lambda m: projection.projection_width(100, 0.2),
-    "memorize.separation": lambda m: projection.separation(m(9, 3, dtype=F32)),
-    "shortcut.ShortcutNetwork.excess_loss": lambda m: with_linear(m, "excess_loss"),
+    "memorize.projection_width": lambda m: memorize.projection_width(100, 0.2),
+    "memorize.separation": lambda m: memorize.separation(m(9, 3, dtype=F32)),
     "shortcut.ShortcutNetwork.forward": lambda m: (lambda net, W, X, Y: net.forward(W, X))(*network(m)),
     "shortcut.ShortcutNetwork.gradient_from_moments": lambda m: with_linear(m, "gradient_from_moments"),
     "shortcut.ShortcutNetwork.hessian": lambda m: (lambda net, *given: net.hessian(*given))(*network(m)),
@@ -257,13 +242,13 @@ CALLS = {
         m.of([[[0.6, 0.8, 0.0], [-0.8, 0.6, 0.0], [0.0, 0.0, -1.0]]])
     ),
     "shortcut.second_moments": lambda m: shortcut.second_moments(m(9, 3, dtype=F32), m(9, 3, seed=1, dtype=F32)),
-    "shortcut.hessian_at_zero": lambda m: shortcut_zero.hessian_at_zero(1, 2, m(3, 3), m.moment(3)),
+    "shortcut.hessian_at_zero": lambda m: shortcut.hessian_at_zero(1, 2, m(3, 3), m.moment(3)),
     "shortcut.balanced_hessian_spectrum": lambda m: shortcut.balanced_hessian_spectrum(m(3, 3), 4),
-    "shortcut.hessian_spectrum_at_zero": lambda m: shortcut_zero.hessian_spectrum_at_zero(2, m(3, 3)),
-    "shortcut.length_one_growth_bound": lambda m: shortcut_zero.length_one_growth_bound(3, m(3, 3)),
-    "shortcut.moment_difference": lambda m: shortcut_zero.moment_difference(m(9, 3), m(9, 3, seed=1), "tanh"),
-    "shortcut.neuron_matrices": lambda m: shortcut_zero.neuron_matrices(m(3, 3), m(9, 3), m(9, 3, seed=1)),
-    "shortcut.whitened_condition_bound": lambda m: shortcut_zero.whitened_condition_bound([0.25, 0.75]),
+    "shortcut.hessian_spectrum_at_zero": lambda m: shortcut.hessian_spectrum_at_zero(2, m(3, 3)),
+    "shortcut.length_one_growth_bound": lambda m: shortcut.length_one_growth_bound(3, m(3, 3)),
+    "shortcut.moment_difference": lambda m: shortcut.moment_difference(m(9, 3), m(9, 3, seed=1), "tanh"),
+    "shortcut.neuron_matrices": lambda m: shortcut.neuron_matrices(m(3, 3), m(9, 3), m(9, 3, seed=1)),
+    "shortcut.whitened_condition_bound": lambda m: shortcut.whitened_condition_bound([0.25, 0.75]),
     "small_weights.SmallWeightNetwork.__call__": lambda m: small_net(m)(m.sphere(3, 3)),
     "small_weights.SmallWeightNetwork.log_gains": lambda m: small_net(m).log_gains,
     "small_weights.SmallWeightNetwork.max_norm": lambda m: small_net(m).max_norm,
@@ -280,20 +265,20 @@ CALLS = {
     ),
     "small_weights.least_stretch": lambda m: small_weights.least_stretch(0.1 * m(3, 2, 4, 4)),
     "small_weights.max_norm_bound": lambda m: small_weights.max_norm_bound(0.1, 5, 1000),
-    "small_weights.ordered_dot": lambda m: small_weights.ordered_dot(m(4, 3), m(4, 3, seed=1)),
+    "small_weights.ordered_dot": lambda m: ordered_dot(m(4, 3), m(4, 3, seed=1)),
     "small_weights.sphere_path": lambda m: small_weights.sphere_path(*path_arguments(m)),
     "small_weights.sphere_paths": lambda m: small_weights.sphere_paths(m.sphere(3, 3), m.sphere(3, 3, seed=1)),
     "small_weights.total_norm_bound": lambda m: small_weights.total_norm_bound(0.1, 5),
     "norms.SmoothMap.__call__": lambda m: [h(0.3 * m(4, 3, dtype=F32)) for h in maps(m)],
     "norms.SmoothMap.jacobian": lambda m: [h.jacobian(0.3 * m(4, 3)) for h in maps(m)],
-    "norms.SmoothMap.points": lambda m: smooth_maps.twist(0.3).points(5, draw()),
-    "norms.mirror_augmented": lambda m: smooth_maps.mirror_augmented(smooth_maps.twist(0.3))(m(4, 3)),
-    "norms.residual_map": lambda m: smooth_maps.residual_map(m.near_identity(3), 0.1 * m(4, 3), m(3, 4) / 9).beta,
+    "norms.SmoothMap.points": lambda m: norms.twist(0.3).points(5, draw()),
+    "norms.mirror_augmented": lambda m: norms.mirror_augmented(norms.twist(0.3))(m(4, 3)),
+    "norms.residual_map": lambda m: norms.residual_map(m.near_identity(3), 0.1 * m(4, 3), m(3, 4) / 9).beta,
     "norms.sample_smooth_map": lambda m: [
-        smooth_maps.sample_smooth_map(family, 3, draw())(0.1 * m(4, 3)) for family in smooth_maps.SMOOTH_FAMILIES
+        norms.sample_smooth_map(family, 3, draw())(0.1 * m(4, 3)) for family in norms.SMOOTH_FAMILIES
     ],
-    "norms.shear": lambda m: smooth_maps.shear(0.4, m.near_identity(3)).beta,
-    "norms.twist": lambda m: smooth_maps.twist(0.4, m.near_identity(3)).alpha,
+    "norms.shear": lambda m: norms.shear(0.4, m.near_identity(3)).beta,
+    "norms.twist": lambda m: norms.twist(0.4, m.near_identity(3)).alpha,
     "targets.random_rotation": lambda m: targets.random_rotation(4, draw()),
     "targets.sample_target": lambda m: [targets.sample_target(family, 4, draw()) for family in targets.FAMILIES],
     "nets.memorizer.export_memorizer": lambda m: list(memorizer.export_memorizer(memorizer_of(m)).parameters()),
@@ -348,7 +333,7 @@ def descent(m):
 
 
 def exact():
-    return memorize_exact.construct_exact_memorizer([[1, 0], [0, 1], [-1, 0]], [0, 1, 0], 2)
+    return memorize.construct_exact_memorizer([[1, 0], [0, 1], [-1, 0]], [0, 1, 0], 2)
 
 
 def with_linear(m, name):
@@ -357,8 +342,8 @@ def with_linear(m, name):
 
 
 def maps(m):
-    linear = smooth_maps.SmoothMap(lambda x: x @ x.new_ones(3, 3).triu(), 3, 0.0, 3.0)
-    return [smooth_maps.sample_smooth_map(f, 3, draw()) for f in smooth_maps.SMOOTH_FAMILIES] + [linear]
+    linear = norms.SmoothMap(lambda x: x @ x.new_ones(3, 3).triu(), 3, 0.0, 3.0)
+    return [norms.sample_smooth_map(f, 3, draw()) for f in norms.SMOOTH_FAMILIES] + [linear]
 
 
 # ------------------------------------------------------------------------------------------------------------ states
@@ -413,7 +398,7 @@ STATES = {
 
 
 #: Instruments with tests of their own: test_audit_state.py for audits, test_descent.py for descents.
-ELSEWHERE = {"auditing", "probes", "three_layers", "descent"}
+ELSEWHERE = {"auditing", "blocks", "probes", "three_layers", "descent"}
 
 
 def public():
@@ -591,7 +576,7 @@ def test_a_derivative_is_recorded_where_it_is_asked_for():
         lambda A: nearest.project_norm_preserving(A.reshape(6, 1, 2, 2), 4),
         lambda A: orthonormal_taps.project_orthonormal_taps(A.reshape(6, 1, 2, 2)),
         lambda A: norms.norm_ratios(A, direction="in/out"),
-        lambda A: smooth_maps.twist(0.3)(A),
+        lambda A: norms.twist(0.3)(A),
     ):
         assert torch.autograd.gradcheck(function, (A,))
 

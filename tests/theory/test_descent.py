@@ -11,7 +11,6 @@ import torch
 from resid._closure import PACKAGE, _content, _imports_of, code_hash
 from resid.book.checks.linear.dynamics_study import SOURCES, Study, make_network, make_weights
 from resid.book.checks.norms import norm_study
-from resid.book.experiments import overhead as cifar_overhead
 from resid.book.journal import Journal, cache_folder
 from resid.data.whitened import load_whitened
 from resid.errors import NotFiniteError, OptionError, ShapeError
@@ -41,22 +40,24 @@ def data(m=30, d=3):
 
 
 def descent_twin(network, W, rate, X, Y, epochs):
-    """Losses by one plain loop with autograd."""
-    losses, W = [], W.clone()
+    """Losses and weights before each of `epochs` steps and after the last, by one plain loop with autograd."""
+    losses, weights = [], [W.clone()]
     for _ in range(epochs + 1):
-        W.requires_grad_()
+        W = weights[-1].requires_grad_()
         loss = loss_twin(W, X, Y, network.activation, network.position, network.shortcut)
         (gradient,) = torch.autograd.grad(loss, W)
         losses.append(loss.item())
-        W = (W - rate * gradient).detach()
-    return losses, W
+        weights.append((W - rate * gradient).detach())
+    return losses, weights
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: f"{n.length}-{n.activation}-{n.position}-{n.shortcut}")
 @pytest.mark.parametrize("kernel", ["auto", "torch"])
 def test_a_batch_does_what_each_network_does_alone(network, kernel, monkeypatch):
-    monkeypatch.setattr("resid.theory.shortcut._ROWS", 6)  # groups of two runs and one
-    monkeypatch.setattr("resid.theory.shortcut._VALUES", 500)  # several chunks of samples, the last a shorter one
+    monkeypatch.setattr("resid.theory.shortcut.descent._ROWS", 6)  # groups of two runs and one
+    monkeypatch.setattr(
+        "resid.theory.shortcut.descent._VALUES", 500
+    )  # several chunks of samples, the last a shorter one
     X, Y = data(200)
     W = torch.stack([initial_weights(network, "xavier", generator(i), 0.8) for i in range(3)])
     rates = torch.tensor([0.05, 0.1, 0.2], dtype=F64)
@@ -64,12 +65,10 @@ def test_a_batch_does_what_each_network_does_alone(network, kernel, monkeypatch)
     floor = least_linear_loss(X, Y) if network.activation == "linear" else 0.0
     torch.testing.assert_close(done.weights[0], W)
     for i in range(3):
-        losses, last = descent_twin(network, W[i], float(rates[i]), X, Y, 6)
-        np.testing.assert_allclose(done.loss[:, i] + floor, losses[:7], rtol=1e-10)
-        step = (done.weights[6][i] - last).abs().max()
-        assert float(step) > 1e-6  # the twin has taken one step more
-        _, six = descent_twin(network, W[i], float(rates[i]), X, Y, 5)
-        torch.testing.assert_close(done.weights[6][i], six, rtol=1e-10, atol=1e-12)
+        losses, weights = descent_twin(network, W[i], float(rates[i]), X, Y, 6)
+        np.testing.assert_allclose(done.loss[:, i] + floor, losses, rtol=1e-10)
+        torch.testing.assert_close(done.weights[6][i], weights[6].detach(), rtol=1e-10, atol=1e-12)
+        assert float((weights[7] - weights[6].detach()).abs().max()) > 1e-6  # one step more is another place
     assert sorted(done.weights) == [0, 3, 6]
 
 
@@ -256,17 +255,17 @@ def test_sweep_is_the_training_of_each_seed_at_each_rate():
     assert rate.tolist() == [0.1, 0.1]
 
 
-def test_a_sweep_with_relu_is_kept_seed_by_seed():
+def test_a_sweep_with_relu_is_kept_seed_by_seed(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")  # compiling takes longer than the sweep
     s = study(epochs=2, dtype=F64)
     found = s.sweep("orthogonal", 4, "relu")
     assert s.journal.computed == 2  # an interruption costs one seed at most
     X, Y = load_whitened("digits")
     network = make_network("orthogonal", 4, activation="relu")
-    for i, seed in enumerate((0, 1)):
-        W = make_weights("orthogonal", network, [seed])[0]
-        for j, rate in enumerate((0.01, 0.1)):
-            losses, _ = descent_twin(network, W, rate, X.to(F64), Y.to(F64), 2)
-            assert found[i, j] == pytest.approx(losses[2], rel=1e-9)
+    for i, rate in enumerate((0.01, 0.1)):  # one rate for each seed: every row and every column once
+        W = make_weights("orthogonal", network, [i])[0]
+        losses, _ = descent_twin(network, W, rate, X.to(F64), Y.to(F64), 2)
+        assert found[i, i] == pytest.approx(losses[2], rel=1e-9)
     np.testing.assert_array_equal(study(epochs=2, dtype=F64, seeds=[1]).sweep("orthogonal", 4, "relu"), found[1:])
 
 
@@ -303,42 +302,41 @@ def test_norm_slopes_are_those_of_the_norms():
 @pytest.mark.parametrize(
     ("study", "decisive"),
     [
-        ("lab/shortcut_study.py", "theory/targets.py"),  # draws the orthogonal starts
-        ("lab/shortcut_study.py", "theory/_check.py"),
-        ("lab/shortcut_study.py", "lab/_relu_descent.cpp"),
-        ("lab/norm_study.py", "theory/_conv_geometry.py"),
-        ("lab/norm_study.py", "nets/preact.py"),
-        ("trials/cifar_overhead.py", "theory/_conv_geometry.py"),  # does most of what is timed
-        ("trials/cifar_overhead.py", "theory/procrustes_released.py"),
+        ("linear/dynamics_study.py", "theory/targets.py"),  # draws the orthogonal starts
+        ("linear/dynamics_study.py", "_arguments.py"),
+        ("linear/dynamics_study.py", "theory/shortcut/_relu_descent.cpp"),
+        ("norms/norm_study.py", "theory/conv_spectrum/_geometry.py"),
+        ("norms/norm_study.py", "nets/preact.py"),
     ],
 )
 def test_kept_work_is_of_the_code_that_made_it(tmp_path, study, decisive):
     """Whatever a study imports decides what it comes out as: no list of it is kept by hand."""
     package = shutil.copytree(PACKAGE, tmp_path / "resid", ignore=shutil.ignore_patterns("__pycache__", "_recorded"))
-    before = code_hash([package / study], tmp_path)
+    source = package / "book" / "checks" / study
+    before = code_hash([source], tmp_path)
     path = package / decisive
     text = path.read_text("utf-8")
     mark = "//" if path.suffix == ".cpp" else "#"
     path.write_text(f"{text}\n{mark} another comment\n")
     _imports_of.cache_clear()
-    assert (code_hash([package / study], tmp_path) == before) == (path.suffix == ".py")  # C++ counts whole
+    assert (code_hash([source], tmp_path) == before) == (path.suffix == ".py")  # C++ counts whole
     path.write_text(f"{text}\nint other;\n" if path.suffix == ".cpp" else f"{text}\nOTHER = 1\n")
-    assert code_hash([package / study], tmp_path) != before
+    assert code_hash([source], tmp_path) != before
 
 
 def test_what_no_study_imports_leaves_its_work_alone(tmp_path):
     package = shutil.copytree(PACKAGE, tmp_path / "resid", ignore=shutil.ignore_patterns("__pycache__", "_recorded"))
-    before = code_hash([package / "lab" / "shortcut_study.py"], tmp_path)
+    source = package / "book" / "checks" / "linear" / "dynamics_study.py"
+    before = code_hash([source], tmp_path)
     (package / "theory" / "landscape.py").write_text("OTHER = 1\n")
-    assert code_hash([package / "lab" / "shortcut_study.py"], tmp_path) == before
+    assert code_hash([source], tmp_path) == before
 
 
 def test_the_journals_of_the_book_follow_their_studies():
-    for sources in (SOURCES, norm_study.SOURCES, cifar_overhead.SOURCES):
+    for sources in (SOURCES, norm_study.SOURCES):
         assert all(path.is_file() and path.suffix == ".py" for path in sources)
-    assert SOURCES[0].name == "shortcut_study.py"
+    assert SOURCES[0].name == "dynamics_study.py"
     assert norm_study.SOURCES[0].name == "norm_study.py"
-    assert cifar_overhead.SOURCES[0].name == "cifar_overhead.py"
 
 
 def test_code_has_one_hash_in_every_version_of_python(tmp_path, monkeypatch):

@@ -64,12 +64,13 @@ def test_reference_values(name):
     assert near_identity_bound(R, 8, "v3") == pytest.approx(printed, abs=5.1e-4)
 
 
+@pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_300_random_targets_of_each_family(family):
-    """Reconstruction and every bound, on 300 matrices with d = 1..20: no violation."""
+def test_random_targets_of_each_family(family, count):
+    """Reconstruction and every bound, on matrices with d = 1..20: no violation."""
     g = generator(FAMILIES.index(family))
     shallow = 0
-    for case in range(300):
+    for case in range(count):
         R = sample_target(family, 1 + case % 20, g)
         depth = printed_depth(R) + (0, 2, 17)[case % 3]
         v3 = near_identity_bound(R, depth, "v3")
@@ -88,7 +89,7 @@ def test_300_random_targets_of_each_family(family):
             continue
         assert factorization_error(svd, R) < 1e-12
         assert float(max_layer_norm(svd)) <= v3 * (1 + 1e-12)
-    assert shallow <= 100
+    assert shallow <= count // 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -218,16 +219,17 @@ def test_lower_bound_stays_below_the_truth_for_ill_conditioned_targets(exponent)
 
 def test_lower_bound_finds_the_edge_of_an_ill_conditioned_target():
     """A finer sweep and random search find nothing higher, to a part in 1e6."""
-    from resid.theory.factor.lower_bound import _edge_vectors, step_from_identity
+    from resid.theory.factor.lower_bound import _edge_vectors, _step
 
     for seed in range(12):
         R = sample_target("ill-conditioned", 3 + seed % 4, generator(seed))
-        unit = R / torch.linalg.svdvals(R)[0]
+        scale = float(torch.linalg.svdvals(R)[0])
+        unit = R / scale
         for depth in (20, 400):
             slopes = torch.logspace(-3, 11, 1500, dtype=F64)
             slopes = torch.cat([-slopes, slopes]).sort().values
             vectors = _edge_vectors(unit, slopes).flatten(0, 1)
-            brute = float(step_from_identity(R, vectors, depth).max())
+            brute = float(_step(unit, math.log(scale), vectors, depth).max())
             assert near_identity_lower_bound(R, depth) >= min(1, brute) * (1 - 1e-5)
 
 

@@ -22,7 +22,7 @@ from resid.theory.shortcut import ShortcutNetwork, hessian_eigenvalues, orthogon
 from tests.twins.shortcut import gradient_twin, hessian_twin, loss_twin
 
 F64 = torch.float64
-DIMENSIONS = pytest.mark.parametrize("d", [1, 2, 3, 4])
+DIMENSIONS = pytest.mark.parametrize("d", [1, 2, *(pytest.param(d, marks=pytest.mark.slow) for d in (3, 4))])
 
 
 def normal(gen, *shape):

@@ -15,6 +15,7 @@ from resid.errors import DepthError, MarginError, NotFiniteError, OptionError, S
 from resid.nets.memorizer import export_memorizer
 from resid.theory.memorize import _blocks as _memorize
 from resid.theory.memorize import (
+    construct,
     construct_exact_memorizer,
     construct_memorizer,
     isolating_block,
@@ -24,7 +25,6 @@ from resid.theory.memorize import (
     separation,
     smallest_width,
 )
-from resid.theory.memorize import network as memorize
 from tests.twins.memorize import competitors_twin, output_twin, separation_twin
 
 F64 = torch.float64
@@ -153,7 +153,7 @@ def test_clipped_output_does_not_pass_on_what_happens_to_hidden_vectors():
 def test_the_clipped_block_rises_in_the_middle_third_of_its_gap():
     q = torch.randn(4, 3, generator=generator(3), dtype=F64)
     q = q / q.norm(dim=1, keepdim=True)
-    rows, bias, out = memorize._last_block(q, "clipped", False)
+    rows, bias, out = construct._last_block(q, "clipped", False)
     for i in range(4):
         rival = max(float(q[i] @ q[j]) for j in range(4) if j != i)
         for share, expected in ((-1.0, 0), (0.0, 0), (0.3333, 0), (0.5, 0.5), (0.6667, 1), (1.0, 1), (1.5, 1)):
@@ -185,7 +185,7 @@ def test_the_gap_is_that_of_the_definition(slack):
 @pytest.mark.parametrize(("k", "d"), [(4, 9), (6, 6), (9, 4)])
 def test_an_orthogonal_projection_has_the_scale_of_a_gaussian_one(k, d):
     """Rows of squared norm d/k for k < d, as entries of variance 1/k have on average; else an isometry."""
-    first = memorize._projection(sample(5, d, 2)[0], k, "orthogonal", generator(), unit=False)
+    first = _memorize.projection_matrix(sample(5, d, 2)[0], k, "orthogonal", generator(), unit=False)
     gram = first @ first.mT if k < d else first.mT @ first
     torch.testing.assert_close(gram, max(1.0, d / k) * torch.eye(min(k, d), dtype=F64), rtol=0, atol=1e-12)
 
@@ -322,7 +322,7 @@ def test_chunks_do_not_change_anything(monkeypatch, size):
     expected = construct_memorizer(X, y, 3)
     monkeypatch.setattr(_memorize, "ROWS", size)
     monkeypatch.setattr(_memorize, "_PRODUCTS", 40 * size)
-    monkeypatch.setattr(memorize, "_POINTS", size)
+    monkeypatch.setattr("resid.theory.memorize.network._POINTS", size)
     found = construct_memorizer(X, y, 3)
     torch.testing.assert_close(found(X), expected(X), atol=1e-12, rtol=0)
     torch.testing.assert_close(found.first, expected.first)

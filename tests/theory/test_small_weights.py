@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from resid.book.checks.samples.many_digits import arc_round
 from resid.book.checks.samples.small_weights import awkward_samples, measured_log_gains, on_sphere, random_samples
 from resid.errors import DepthError, MarginError, NotFiniteError, OptionError, ShapeError
-from resid.theory.small_weights.network import (
-    _woken,
+from resid.theory.small_weights import (
     apply_units,
     construct_small_weight_network,
     isolating_unit,
@@ -22,12 +21,12 @@ from resid.theory.small_weights.network import (
     least_stretch,
     max_norm_bound,
     minimum_distance,
-    ordered_dot,
     separation,
     sphere_path,
     sphere_paths,
     total_norm_bound,
 )
+from resid.theory.small_weights.network import _woken, ordered_dot
 from tests.twins.small_weights import least_distance_twin, network_twin
 
 F64 = torch.float64
@@ -274,7 +273,9 @@ def test_the_open_loop_is_right_in_theory_and_explodes_in_float64():
     assert float((construct_small_weight_network(*gentle, 40, False)(gentle[0]) - gentle[1]).abs().max()) < 1e-9
 
 
-@pytest.mark.parametrize(("m", "d", "seed"), [(5, 3, 1), (8, 3, 2), (10, 5, 0)])
+@pytest.mark.parametrize(
+    ("m", "d", "seed"), [(5, 3, 1), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((8, 3, 2), (10, 5, 0)))]
+)
 def test_the_growth_of_errors_is_the_predicted_one(m, d, seed):
     X, Y = samples(m, d, seed)
     network = construct_small_weight_network(X, Y, 400 * m)

@@ -204,7 +204,7 @@ def nearest_pair(gen, products, d, starts=24, steps=500):
     return found
 
 
-@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("d", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("products", [(0.5,), (0.9,), (0.999,), (0.3, 0.6), (0.8, 0.1, 0.5)], ids=str)
 def test_no_pair_comes_nearer_than_small_units_allow(products, d):
     """Norms, biases and both inputs are free; the bound holds at every step of the search, and is reached."""
@@ -216,7 +216,7 @@ def test_no_pair_comes_nearer_than_small_units_allow(products, d):
     assert bound * (1 - 1e-9) <= ratio < 1.01 * bound
 
 
-@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("d", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("products", [(1.001,), (1.2,), (0.2, 1.01), (1.5, 1.5)], ids=str)
 def test_a_unit_above_the_threshold_lets_two_inputs_collide(products, d):
     """The same search with one product a little above 1 sends different inputs to one output; nothing is claimed."""

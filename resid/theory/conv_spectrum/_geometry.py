@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid._arguments import as_kernel, as_pair, as_size
+from resid._arguments import ArrayLike, IntPair, as_kernel, as_pair, as_size
 from resid.errors import OptionError, SizeError
 
 #: Entries of the matrices of one chunk; a few of this size are alive at a time.
@@ -85,12 +85,28 @@ class Convolution:
 
 
 def as_convolution(
-    kernel: Any, n: Any, stride: Any = 1, padding: Any = "circular", groups: Any = 1, dilation: Any = 1
+    kernel: ArrayLike,
+    n: IntPair,
+    stride: IntPair = 1,
+    padding: str | IntPair = "circular",
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> Convolution:
     """Check the arguments that all functions on convolutions share.
 
+    Args:
+        kernel: (c_out, c_in/groups, height, width).
+        n: size of the input.
+        stride: of the convolution.
+        padding: "circular", "zeros", or the number of zeros on each side.
+        groups: of the convolution.
+        dilation: of the convolution.
+
     Raises:
-        ShapeError, NotFiniteError, SizeError, OptionError: bad input; an output without a single position.
+        ShapeError: `kernel` is no kernel, or `groups` does not divide its output channels.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        SizeError: a size is no integer >= 1, or the output has no position.
+        OptionError: unknown padding.
     """
     groups = as_size("groups", groups)
     K = as_kernel("kernel", kernel, groups)
@@ -125,7 +141,7 @@ class Taps:
     scatter: tuple[Tensor, Tensor]
 
     def kernel(self, values: Tensor) -> Tensor:
-        """The kernel (c_out, c_in/groups, height, width) with these values (groups, d, C, S), the crop included."""
+        """Return the kernel (c_out, c_in/groups, height, width) with these values (groups, d, C, S), after the crop."""
         rows, columns = self.scatter
         groups, d = values.shape[:2]
         wide = values.view(
@@ -204,5 +220,5 @@ def transfer(taps: Taps, chunk: int = _CHUNK) -> Iterator[tuple[Tensor, int, Ten
 def backward_transfer(taps: Taps, A: Tensor, weight: int, cos: Tensor, sin: Tensor) -> Tensor:
     """The share of the taps (groups, d, C, S) that these matrices contribute: (weight/N) sum Re(A e^(-i w q))."""
     flat = A.flatten(1)
-    found = cos.mT @ flat.real + sin.mT @ flat.imag if A.is_complex() else cos.mT @ flat
-    return (weight / math.prod(taps.grid)) * found.mT.view(taps.values.shape)
+    total = cos.mT @ flat.real + sin.mT @ flat.imag if A.is_complex() else cos.mT @ flat
+    return (weight / math.prod(taps.grid)) * total.mT.view(taps.values.shape)

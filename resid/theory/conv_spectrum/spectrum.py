@@ -4,10 +4,9 @@ A convolution is the linear map from images (c_in, n, n) to images (c_out, m, m)
 computes: a cross-correlation. Its matrix has rows (channel, row, column) of the output and columns (channel, row,
 column) of the input.
 
-Arguments that all functions share. kernel: (c_out, c_in/groups, height, width), as in `torch.nn.Conv2d`. n: size of the
-input, an integer or (height, width). stride, dilation: integers or pairs. padding: "circular", the input wraps around
-and there are ceil(n/stride) output positions; "zeros", as many zeros as keep the size at stride 1, the larger half
-behind; or the number of zeros on each side, as in `torch.nn.Conv2d`. groups: as there.
+Padding "circular" lets the input wrap around, with ceil(n/stride) output positions; "zeros" puts as many zeros around
+as keep the size at stride 1, the larger half behind; a number puts so many zeros on each side, as `torch.nn.Conv2d`
+does.
 """
 
 from __future__ import annotations
@@ -18,23 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 from torch.nn import functional as F
 
 from resid._ambient import isolated
-from resid._arguments import as_kernel, as_size
+from resid._arguments import ArrayLike, IntPair, as_kernel, as_size
 from resid.errors import SizeError
 from resid.theory.conv_spectrum._geometry import Axis, Convolution, as_convolution, half_grid, taps_of, transfer
-
-__all__ = [
-    "ConvSVD",
-    "conv_matrix",
-    "conv_singular_values",
-    "conv_svd",
-    "largest_conv_singular_values",
-    "zero_padding_bound",
-]
 
 #: Entries of the largest dense matrix that is built.
 _DENSE = 2**26
@@ -42,9 +31,14 @@ _DENSE = 2**26
 
 @isolated
 def conv_singular_values(
-    kernel: Any, n: Any, stride: Any = 1, padding: Any = "circular", groups: Any = 1, dilation: Any = 1
+    kernel: ArrayLike,
+    n: IntPair,
+    stride: IntPair = 1,
+    padding: str | IntPair = "circular",
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> Tensor:
-    """All singular values of a convolution, with multiplicity, min(c_in n^2, c_out m^2) of them; exact.
+    """Compute all singular values of a convolution, with multiplicity, min(c_in n^2, c_out m^2) of them; exact.
 
     With circular padding, stride 1: those of the n^2 matrices A(w) = sum_t K[t] e^(i w t) (c_out, c_in). A real kernel
     has conjugate matrices at opposite frequencies, so about half of them are decomposed. Stride s that divides n: the
@@ -53,13 +47,21 @@ def conv_singular_values(
     `zero_padding_bound` do with less. Work is done in float64 on the CPU.
 
     Args:
-        kernel, n, stride, padding, groups, dilation: as the module says.
+        kernel: (c_out, c_in/groups, height, width), as in `torch.nn.Conv2d`.
+        n: size of the input, an integer or (height, width).
+        stride: integer or pair.
+        padding: "circular", "zeros" or the number of zeros on each side.
+        groups: of the convolution.
+        dilation: integer or pair.
 
     Returns:
         Descending, dtype and device of `kernel`.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError, SizeError: bad input, or a dense matrix of more than 2^26 entries.
+        ShapeError: `kernel` is no kernel, or `groups` does not divide its output channels.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        OptionError: unknown padding.
+        SizeError: a size that is no integer >= 1, no output position, or a dense matrix of more than 2^26 entries.
 
     Source: Sedghi et al. 2019, Theorem 6; Zaeemzadeh et al. 2018, Theorem 3. Strides: this project.
 
@@ -71,35 +73,47 @@ def conv_singular_values(
     """
     conv = _as_float64(kernel, n, stride, padding, groups, dilation)
     if not conv.is_periodic:
-        found = torch.cat([torch.linalg.svdvals(_matrix(one)) for one in _each_group(conv)])
+        values = torch.cat([torch.linalg.svdvals(_matrix(group)) for group in _each_group(conv)])
     else:
         taps = taps_of(conv)
-        copies = math.prod(taps.grid)
         if taps.values.shape[-1] == 1:  # one shift: all A(w) are the same up to a phase
-            found = torch.linalg.svdvals(taps.values[..., 0]).flatten().repeat(copies)
+            values = torch.linalg.svdvals(taps.values[..., 0]).flatten().repeat(math.prod(taps.grid))
         else:
             # both of a conjugate pair have the same singular values
             pieces = [torch.linalg.svdvals(A).flatten().repeat(weight) for A, weight, _, _ in transfer(taps)]
-            found = torch.cat(pieces)
+            values = torch.cat(pieces)
     full = min(math.prod(conv.inputs), math.prod(conv.outputs))
-    found = torch.cat([found, found.new_zeros(max(0, full - len(found)))])  # input positions that are never read
-    return found.sort(descending=True).values[:full].to(_like(kernel))
+    values = torch.cat([values, values.new_zeros(max(0, full - len(values)))])  # input positions that are never read
+    return values.sort(descending=True).values[:full].to(_like(kernel))
 
 
 @isolated
 def conv_matrix(
-    kernel: Any, n: Any, stride: Any = 1, padding: Any = "circular", groups: Any = 1, dilation: Any = 1
+    kernel: ArrayLike,
+    n: IntPair,
+    stride: IntPair = 1,
+    padding: str | IntPair = "circular",
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> Tensor:
-    """The matrix (c_out m_h m_w, c_in n_h n_w) of a convolution, by pushing the identity through `conv2d`.
+    """Build the matrix (c_out m_h m_w, c_in n_h n_w) of a convolution, by pushing the identity through `conv2d`.
 
     Args:
-        kernel, n, stride, padding, groups, dilation: as the module says.
+        kernel: (c_out, c_in/groups, height, width), as in `torch.nn.Conv2d`.
+        n: size of the input, an integer or (height, width).
+        stride: integer or pair.
+        padding: "circular", "zeros" or the number of zeros on each side.
+        groups: of the convolution.
+        dilation: integer or pair.
 
     Returns:
         Dense, dtype and device of `kernel`.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError, SizeError: bad input, or more than 2^26 entries.
+        ShapeError: `kernel` is no kernel, or `groups` does not divide its output channels.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        OptionError: unknown padding.
+        SizeError: a size that is no integer >= 1, no output position, or more than 2^26 entries.
 
     Example:
         >>> difference = torch.tensor([[[[-1.0, 1.0]]]])
@@ -113,32 +127,43 @@ def conv_matrix(
 
 @isolated(grad=True)
 def largest_conv_singular_values(
-    kernel: Any,
-    n: Any,
+    kernel: ArrayLike,
+    n: IntPair,
     count: int = 1,
-    stride: Any = 1,
-    padding: Any = "zeros",
-    groups: Any = 1,
-    dilation: Any = 1,
+    stride: IntPair = 1,
+    padding: str | IntPair = "zeros",
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> Tensor:
-    """The `count` largest singular values without the dense matrix, by ARPACK's Lanczos iteration on conv2d.
+    """Compute the `count` largest singular values without the dense matrix, by Lanczos iteration on conv2d (ARPACK).
 
     Exact to about 1e-8 of the largest; for zero padding, where the dense matrix of `conv_singular_values` is too
     large. Small singular values are out of reach for it.
 
     Args:
-        count: how many, below min(c_in n^2, c_out m^2). The others: as the module says.
+        kernel: (c_out, c_in/groups, height, width), as in `torch.nn.Conv2d`.
+        n: size of the input, an integer or (height, width).
+        count: how many, below min(c_in n^2, c_out m^2).
+        stride: integer or pair.
+        padding: "circular", "zeros" or the number of zeros on each side.
+        groups: of the convolution.
+        dilation: integer or pair.
 
     Returns:
         (count,), descending, dtype and device of `kernel`.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError, SizeError: bad input.
+        ShapeError: `kernel` is no kernel, or `groups` does not divide its output channels.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        OptionError: unknown padding.
+        SizeError: a size that is no integer >= 1, no output position, or too large a count.
 
     Example:
         >>> round(float(largest_conv_singular_values(torch.ones(1, 1, 3, 3), n=20)[0]), 4)  # (1 + 2 cos(pi/21))^2
         8.8665
     """
+    from scipy.sparse.linalg import LinearOperator, svds  # which takes half a second to import
+
     conv = _as_float64(kernel, n, stride, padding, groups, dilation)
     rows, columns = math.prod(conv.outputs), math.prod(conv.inputs)
     count = as_size("count", count)
@@ -161,24 +186,31 @@ def largest_conv_singular_values(
         return _like(kernel).new_zeros(count)
     operator = LinearOperator((rows, columns), matvec=forward, rmatvec=backward, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(min(rows, columns))
-    found = svds(operator, k=count, v0=start, return_singular_vectors=False, tol=1e-10)
-    return torch.from_numpy(np.sort(found)[::-1].copy()).to(_like(kernel))
+    values = svds(operator, k=count, v0=start, return_singular_vectors=False, tol=1e-10)
+    return torch.from_numpy(np.sort(values)[::-1].copy()).to(_like(kernel))
 
 
 @isolated
-def zero_padding_bound(kernel: Any, n: Any, torus: Any = None, groups: Any = 1, dilation: Any = 1) -> float:
-    """An upper bound on the largest singular value with zero padding at stride 1: that of the circular map on a torus.
+def zero_padding_bound(
+    kernel: ArrayLike, n: IntPair, torus: IntPair | None = None, groups: int = 1, dilation: IntPair = 1
+) -> float:
+    """Bound the largest singular value with zero padding at stride 1 from above: by the circular map on a torus.
 
     An image with zeros around it is an image on a larger torus, and cutting out the output does not lengthen it: the
     zero-padded map is P A E with an embedding E and a restriction P. This holds for every torus on which nothing wraps
     from one side of the image to the other.
 
     Args:
-        kernel, n, groups, dilation: as the module says, padding "zeros". torus: its size, an integer or a pair; default
-            n + dilation (k - 1).
+        kernel: (c_out, c_in/groups, height, width), as in `torch.nn.Conv2d`.
+        n: size of the input, an integer or (height, width).
+        torus: its size, an integer or a pair; default n + dilation (k - 1).
+        groups: of the convolution.
+        dilation: integer or pair.
 
     Raises:
-        ShapeError, NotFiniteError: bad input. SizeError: the torus is smaller than n plus the zeros on one side.
+        ShapeError: `kernel` is no kernel, or `groups` does not divide its output channels.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        SizeError: a size that is no integer >= 1, or a torus smaller than n plus the zeros on one side.
 
     Example:
         >>> kernel = torch.tensor([[[[1.0, -1.0]]]])
@@ -198,7 +230,13 @@ def zero_padding_bound(kernel: Any, n: Any, torus: Any = None, groups: Any = 1, 
 
 @dataclass(frozen=True)
 class ConvSVD:
-    """Leading singular triples: left (r, c_out, m_h, m_w), sigma (r,) descending, right (r, c_in, n_h, n_w); real."""
+    """The leading singular triples of a convolution; real.
+
+    Attributes:
+        left: images (r, c_out, m_h, m_w).
+        sigma: (r,), descending.
+        right: images (r, c_in, n_h, n_w).
+    """
 
     left: Tensor
     sigma: Tensor
@@ -207,29 +245,38 @@ class ConvSVD:
 
 @isolated
 def conv_svd(
-    kernel: Any,
-    n: Any,
+    kernel: ArrayLike,
+    n: IntPair,
     count: int | None = None,
-    stride: Any = 1,
-    padding: Any = "circular",
-    groups: Any = 1,
-    dilation: Any = 1,
+    stride: IntPair = 1,
+    padding: str | IntPair = "circular",
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> ConvSVD:
-    """The `count` largest singular values of a convolution with real singular vectors, orthonormal on each side.
+    """Compute the `count` largest singular values of a convolution with real, orthonormal singular vectors.
 
     Circular padding: A(w) = sum sigma u v^H gives waves v e^(i w x)/n and u e^(i w x)/n; where the frequency is not its
     own negative, the real and imaginary part of each, times sqrt(2), are a pair with the same sigma. Otherwise from
     the dense matrix. Work is done in float64 on the CPU.
 
     Args:
-        count: how many; default all, min(c_in n^2, c_out m^2). The others: as the module says.
+        kernel: (c_out, c_in/groups, height, width), as in `torch.nn.Conv2d`.
+        n: size of the input, an integer or (height, width).
+        count: how many; default all, min(c_in n^2, c_out m^2).
+        stride: integer or pair.
+        padding: "circular", "zeros" or the number of zeros on each side.
+        groups: of the convolution.
+        dilation: integer or pair.
 
     Returns:
         Images, so that conv2d takes right[i] to sigma[i] left[i]; dtype and device of `kernel`.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError, SizeError: bad input; more vectors than 2^26 numbers; or a count that
-            reaches into the singular values zero of input positions that are never read.
+        ShapeError: `kernel` is no kernel, or `groups` does not divide its output channels.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        OptionError: unknown padding.
+        SizeError: a size that is no integer >= 1; more vectors than 2^26 numbers; or a count that reaches into the
+            singular values zero of input positions that are never read.
 
     Example:
         >>> kernel = torch.tensor([[[[1.0, 2.0, 1.0]]]], dtype=torch.float64)
@@ -258,7 +305,7 @@ def conv_svd(
 # ----------------------------------------------------------------------------------------------------------- private
 
 
-def _like(kernel: Any) -> Tensor:
+def _like(kernel: ArrayLike) -> Tensor:
     """An empty tensor with the dtype and device that results have."""
     return as_kernel("kernel", kernel).detach().new_empty(0)
 

@@ -9,10 +9,7 @@ from resid.theory.factor.constructions import (
     rotation_angle,
     spectral_gamma,
 )
-from resid.theory.factor.lower_bound import (
-    near_identity_lower_bound,
-    step_from_identity,
-)
+from resid.theory.factor.lower_bound import near_identity_lower_bound
 
 __all__ = [
     "compose",
@@ -23,5 +20,4 @@ __all__ = [
     "near_identity_lower_bound",
     "rotation_angle",
     "spectral_gamma",
-    "step_from_identity",
 ]

@@ -17,8 +17,9 @@ from resid.errors import DeterminantError
 class PlaneRotations:
     """A rotation Q in SO(d) as m plane rotations in an orthonormal basis.
 
-    basis: (d, d) orthogonal; its columns a and m + a span plane a, and columns 2 m .. d - 1 are fixed by Q.
-    angle: (m,), in (0, pi]: Q turns column a towards column m + a by angle[a].
+    Attributes:
+        basis: (d, d) orthogonal; its columns a and m + a span plane a, and columns 2 m .. d - 1 are fixed by Q.
+        angle: (m,), in (0, pi]: Q turns column a towards column m + a by angle[a].
     """
 
     basis: Tensor

@@ -8,27 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_layers, as_square, check_option, check_same_dimension
+from resid._arguments import EPS, ArrayLike, as_depth, as_layers, as_square, check_option, check_same_dimension
 from resid.errors import DepthError, DeterminantError, ShapeError
 from resid.theory.factor._rotation import PlaneRotations, plane_rotations
-from resid.theory.factor.lower_bound import near_identity_lower_bound
-
-__all__ = [
-    "compose",
-    "factor_near_identity",
-    "factorization_error",
-    "max_layer_norm",
-    "near_identity_bound",
-    "near_identity_lower_bound",
-    "rotation_angle",
-    "spectral_gamma",
-]
 
 METHODS = ("polar", "svd")
 VERSIONS = ("polar", "v3", "submission")
@@ -42,16 +29,17 @@ _CHUNK = 1 << 16
 
 @isolated
 def compose(A: Tensor) -> Tensor:
-    """The map of a linear residual network, (I + A_depth) ... (I + A_1).
+    """Compute the map of a linear residual network, (I + A_depth) ... (I + A_1).
 
     Args:
         A: layers (..., depth, d, d), ordered from the input.
 
     Returns:
-        (..., d, d), dtype and device of `A`; differentiable.
+        The product (..., d, d), in the dtype and on the device of `A`; differentiable.
 
     Raises:
-        ShapeError, NotFiniteError: `A` is not a finite stack of square layers.
+        ShapeError: `A` is no stack of square layers.
+        NotFiniteError: `A` holds NaN or infinity.
 
     Example:
         >>> compose(torch.tensor([[[1.0]], [[2.0]]]))  # (1 + 2)(1 + 1)
@@ -67,10 +55,20 @@ def compose(A: Tensor) -> Tensor:
 
 @isolated
 def max_layer_norm(A: Tensor) -> Tensor:
-    """max_i ||A_i||_2, the norm |||A||| of Hardt & Ma, for layers (..., depth, d, d); returns shape (...).
+    """Return the largest spectral norm of a layer, max_i ||A_i||_2, which Hardt & Ma write |||A|||.
 
     The largest singular value comes from the Gram matrix: its relative error is of the order of eps, and the small
     singular values, which the Gram matrix spoils, are not used.
+
+    Args:
+        A: layers (..., depth, d, d).
+
+    Returns:
+        The norm of each network, (...).
+
+    Raises:
+        ShapeError: `A` is no stack of square layers.
+        NotFiniteError: `A` holds NaN or infinity.
 
     Example:
         >>> float(max_layer_norm(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])))
@@ -86,13 +84,17 @@ def max_layer_norm(A: Tensor) -> Tensor:
 
 @isolated(grad=False)
 def factorization_error(A: Tensor, R: Tensor) -> float:
-    """||(I + A_depth) ... (I + A_1) - R||_F / ||R||_F in the precision of `A`: the checker of both constructions.
+    """Measure how far layers are from a factorisation of R: ||(I + A_depth) ... (I + A_1) - R||_F / ||R||_F.
+
+    The checker of both constructions, in the precision of `A`.
 
     Args:
-        A: layers (depth, d, d). R: (d, d), not zero.
+        A: layers (depth, d, d).
+        R: (d, d), not zero.
 
     Raises:
-        ShapeError, NotFiniteError: `A` is no single stack of layers, or `R` does not fit it.
+        ShapeError: `A` is no single stack of layers, or `R` does not fit it.
+        NotFiniteError: an argument holds NaN or infinity.
 
     Example:
         >>> factorization_error(torch.zeros(3, 2, 2), torch.eye(2))
@@ -108,11 +110,18 @@ def factorization_error(A: Tensor, R: Tensor) -> float:
 
 
 @isolated
-def spectral_gamma(R: Any) -> float:
-    """``gamma = max(|log sigma_max(R)|, |log sigma_min(R)|)``, natural logarithms (Hardt & Ma 2016, Section 2).
+def spectral_gamma(R: ArrayLike) -> float:
+    """Return gamma, the larger of ``|log sigma_max(R)|`` and ``|log sigma_min(R)|``, natural logarithms.
+
+    Args:
+        R: square matrix (d, d).
 
     Raises:
         DeterminantError: `R` is singular to float64 precision.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
+
+    Source: Hardt & Ma 2016, Section 2.
 
     Example:
         >>> round(spectral_gamma(torch.diag(torch.tensor([4.0, 0.25]))), 6) == round(math.log(4), 6)
@@ -124,11 +133,16 @@ def spectral_gamma(R: Any) -> float:
 
 
 @isolated
-def rotation_angle(R: Any) -> float:
-    """theta_max, the largest angle in [0, pi] by which the rotation Q of R = QP turns a plane, in radians.
+def rotation_angle(R: ArrayLike) -> float:
+    """Return theta_max, the largest angle in [0, pi] by which the rotation Q of R = QP turns a plane, in radians.
+
+    Args:
+        R: square matrix (d, d), det R > 0.
 
     Raises:
-        DeterminantError: det R <= 0, or R is singular to float64 precision.
+        DeterminantError: det R <= 0, or `R` is singular to float64 precision.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Example:
         >>> round(rotation_angle(torch.tensor([[0.0, -3.0], [2.0, 0.0]])), 6)  # a quarter turn and a stretch
@@ -139,8 +153,8 @@ def rotation_angle(R: Any) -> float:
 
 
 @isolated
-def factor_near_identity(R: Any, depth: int, method: str = "polar") -> Tensor:
-    """Layers A_1 .. A_depth near zero with (I + A_depth) ... (I + A_1) = R, exactly but for rounding.
+def factor_near_identity(R: ArrayLike, depth: int, method: str = "polar") -> Tensor:
+    """Factor R into layers near the identity: (I + A_depth) ... (I + A_1) = R, exactly but for rounding.
 
     Rounding is that of storing layers next to -I as A: where R shrinks a direction by sigma_min^(1/depth) per layer,
     the relative error of the product is of the order of depth eps / sigma_min^(1/depth).
@@ -163,10 +177,12 @@ def factor_near_identity(R: Any, depth: int, method: str = "polar") -> Tensor:
         (depth, d, d), ordered from the input, dtype and device of `R`.
 
     Raises:
-        DeterminantError: det R <= 0, or R is singular to float64 precision: then every factorisation has a layer of
-            norm >= 1 (see `augment_negative_determinant` in `resid.theory.landscape`).
+        DeterminantError: det R <= 0, or `R` is singular to float64 precision: then every factorisation has a layer of
+            norm >= 1 (`resid.theory.landscape.augment_negative_determinant` helps).
         DepthError: depth < 1, or "svd" with fewer layers than nontrivial factors.
-        ShapeError, NotFiniteError, OptionError: other bad input.
+        OptionError: unknown method.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Source: Hardt & Ma 2016, Theorem 2.1 ("svd"); "polar" is this project's.
 
@@ -184,8 +200,8 @@ def factor_near_identity(R: Any, depth: int, method: str = "polar") -> Tensor:
 
 
 @isolated
-def near_identity_bound(R: Any, depth: int, version: str = "polar") -> float:
-    """An upper bound on the least possible max_i ||A_i||_2 over the factorisations of R into `depth` layers.
+def near_identity_bound(R: ArrayLike, depth: int, version: str = "polar") -> float:
+    """Bound from above the least possible max_i ||A_i||_2 over the factorisations of R into `depth` layers.
 
     version="polar": e^(gamma/depth) - 1 + 2 sin(theta_max/(2 depth)), theta_max the largest angle of the rotation in
     R = QP. Ours; holds for every depth >= 1.
@@ -195,13 +211,16 @@ def near_identity_bound(R: Any, depth: int, version: str = "polar") -> float:
     a condition on det R, and is returned for det R < 0 too: there it is false.
 
     Args:
-        R: (d, d), invertible; det R > 0 unless version="submission".
-        depth: number of layers.
-        version: one of the three above.
+        R: invertible matrix (d, d); det R > 0 unless version="submission".
+        depth: number of layers, >= 1.
+        version: "polar", "v3" or "submission".
 
     Raises:
-        DepthError: depth < max(1, 3 gamma) for a printed version.
-        DeterminantError: det R <= 0, or singular for "submission".
+        DepthError: depth < 1, or depth < max(1, 3 gamma) for a printed version.
+        DeterminantError: det R <= 0, or `R` is singular for "submission".
+        OptionError: unknown version.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Example:
         >>> round(near_identity_bound(-torch.eye(2), depth=8, version="v3"), 6)   # 4 pi / 8

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_square
+from resid._arguments import EPS, ArrayLike, as_depth, as_square
 from resid.errors import DeterminantError
 
 #: Supporting lines of the joint numerical range tried per decade of slope, and mixtures between neighbours.
@@ -21,8 +19,8 @@ _PEAKS, _ROUNDS, _LINES = 3, 3, 16
 
 
 @isolated
-def near_identity_lower_bound(R: Any, depth: int) -> float:
-    """A lower bound on max_i ||A_i||_2 over all (I + A_depth) ... (I + A_1) = R.
+def near_identity_lower_bound(R: ArrayLike, depth: int) -> float:
+    """Bound max_i ||A_i||_2 from below over all factorisations (I + A_depth) ... (I + A_1) = R.
 
     It is the maximum over v of ``|rho^(1/l) e^(i phi/l) - 1|``. Here l = depth, rho = ||Rv||/||v||, and phi in [0, pi]
     is the angle between v and Rv. Ours; proof in the chapter: one layer of norm a < 1 moves (log length, angle) by a
@@ -41,15 +39,17 @@ def near_identity_lower_bound(R: Any, depth: int) -> float:
     norm is at most 1.
 
     Args:
-        R: (d, d), real.
+        R: real matrix (d, d).
         depth: number of layers, >= 1.
 
     Returns:
         A number in [0, 1].
 
     Raises:
-        DeterminantError: R is not exactly singular, but its determinant cannot be told from 0 in float64.
-        ShapeError, NotFiniteError, DepthError: other bad input.
+        DeterminantError: `R` is not exactly singular, but its determinant cannot be told from 0 in float64.
+        DepthError: `depth` is no integer >= 1.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Example:
         >>> turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)  # by pi/2
@@ -69,27 +69,20 @@ def near_identity_lower_bound(R: Any, depth: int) -> float:
     exponent = math.frexp(float(sigma[0]))[1]
     unit, log_scale = torch.ldexp(matrix, torch.tensor(-exponent)), exponent * math.log(2)  # without rounding
     slopes = _all_slopes(float(sigma[0] / sigma[-1]))
-    found = _special_vectors(unit)
+    tried = _special_vectors(unit)
     for _ in range(_ROUNDS):
         vectors = _edge_vectors(unit, slopes)
         values = _step(unit, log_scale, vectors.flatten(0, 1), depth).reshape(vectors.shape[:2])
         peaks = _peaks(values.amax(dim=1))
-        found = torch.cat([found, vectors[peaks, values[peaks].argmax(dim=1)]])
+        tried = torch.cat([tried, vectors[peaks, values[peaks].argmax(dim=1)]])
         slopes = _between_neighbours(slopes, peaks)
-    best = found[_step(unit, log_scale, found, depth).topk(min(_PEAKS, len(found))).indices]
+    best = tried[_step(unit, log_scale, tried, depth).topk(min(_PEAKS, len(tried))).indices]
     polished = torch.stack([_polish(unit, log_scale, v, depth) for v in best])
-    return min(max(_certified(unit, log_scale, torch.cat([found, polished]), depth), 0.0), 1.0)
-
-
-@isolated(grad=False)
-def step_from_identity(R: Tensor, vectors: Tensor, depth: int) -> Tensor:
-    """``|rho^(1/depth) e^(i phi/depth) - 1|`` for each row v of `vectors` (n, d): (n,), lower bounds where <= 1."""
-    scale = R.abs().max()
-    return _step(R / scale, math.log(float(scale)), vectors, depth)
+    return min(max(_certified(unit, log_scale, torch.cat([tried, polished]), depth), 0.0), 1.0)
 
 
 def _step(unit: Tensor, log_scale: float, vectors: Tensor, depth: int) -> Tensor:
-    """`step_from_identity` for R = e^log_scale unit, in float64."""
+    """``|rho^(1/depth) e^(i phi/depth) - 1|`` of R = e^log_scale unit for each row v of `vectors` (n, d): (n,)."""
     v = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     image = v @ unit.mT
     along = (image * v).sum(-1)
@@ -156,6 +149,8 @@ def _edge_vectors(unit: Tensor, slopes: Tensor) -> Tensor:
 
 def _polish(unit: Tensor, log_scale: float, start: Tensor, depth: int) -> Tensor:
     """A local maximiser near one vector, by L-BFGS."""
+    from scipy.optimize import minimize  # a sixth of a second, which nobody else who factors need wait for
+
     R = unit.numpy()
 
     def loss(v: np.ndarray) -> tuple[float, np.ndarray]:

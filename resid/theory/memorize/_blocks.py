@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from resid._arguments import as_real, as_whole
+from resid._arguments import ArrayLike, as_real, as_whole
 from resid.errors import MarginError, NotFiniteError, SampleConflictError, ShapeError
 
 #: Rows of data converted and multiplied at a time: a few chunks of 3,072 float64 columns fit in 100 MB.
@@ -19,16 +18,18 @@ ROWS = 4096
 _PRODUCTS = 1 << 23
 
 
-def as_points(name: str, value: Any) -> Tensor:
+def as_points(name: str, value: ArrayLike) -> Tensor:
     """Finite real points (n, ...) with n, d >= 1, flattened to (n, d); integers stay as they are, to save memory."""
-    whole = isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex()
-    points = value if whole else as_real(name, value)
+    if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
+        points = value
+    else:
+        points = as_real(name, value)
     if points.dtype == torch.bool or points.ndim < 2 or 0 in points.shape:
         raise ShapeError(f"{name} has shape {tuple(points.shape)} and dtype {points.dtype}: numbers (n, d) are needed")
     return points.detach().flatten(1)
 
 
-def as_labels(name: str, value: Any, n: int, classes: Any = None) -> tuple[Tensor, int]:
+def as_labels(name: str, value: ArrayLike, n: int, classes: int | None = None) -> tuple[Tensor, int]:
     """Class numbers (n,), int64, from 0 on, and how many classes there are (`classes`, or the largest plus one)."""
     labels = as_real(name, value).detach()
     if labels.shape != (n,):
@@ -58,27 +59,27 @@ def first_of_equal(X: Tensor, y: Tensor) -> Tensor:
         SampleConflictError: two equal points have different labels.
     """
     seen: dict[bytes, int] = {}
-    kept = []
+    first_ones = []
     for rows, chunk in chunks(X):
         for i, row in enumerate((chunk + 0.0).cpu().numpy(), rows.start):  # + 0.0 turns -0.0 into 0.0
             first = seen.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), i)
             if first == i:
-                kept.append(i)
+                first_ones.append(i)
             elif y[first] != y[i]:
                 raise SampleConflictError(
                     f"X[{first}] and X[{i}] are the same point and y[{first}] = {int(y[first])}, y[{i}] = {int(y[i])}: "
                     "no function maps it to both labels"
                 )
-    return torch.tensor(kept, device=X.device)
+    return torch.tensor(first_ones, device=X.device)
 
 
 def affine(X: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     """matrix x + bias for every row x of X, (n, k) in the precision of `matrix`."""
-    found = matrix.new_empty(len(X), len(matrix))
+    images = matrix.new_empty(len(X), len(matrix))
     for start in range(0, len(X), ROWS):
         rows = slice(start, start + ROWS)
-        torch.addmm(bias, X[rows].to(matrix), matrix.mT, out=found[rows])
-    return found
+        torch.addmm(bias, X[rows].to(matrix), matrix.mT, out=images[rows])
+    return images
 
 
 def competitors(z: Tensor, q: Tensor, later: bool = False) -> Tensor:
@@ -87,7 +88,7 @@ def competitors(z: Tensor, q: Tensor, later: bool = False) -> Tensor:
     later: count only points that come later in the order of z.
     """
     n = len(z)
-    found = z.new_full((n,), -math.inf)
+    largest = z.new_full((n,), -math.inf)
     size = max(1, _PRODUCTS // max(n, len(q), 1))
     for start in range(0, n, size):
         rows = slice(start, min(n, start + size))
@@ -99,10 +100,10 @@ def competitors(z: Tensor, q: Tensor, later: bool = False) -> Tensor:
             square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril(), -math.inf)
         else:
             products[own - own[0], own] = -math.inf
-        found[rows] = products.amax(1)
+        largest[rows] = products.amax(1)
         if len(q):
-            found[rows] = torch.maximum(found[rows], (z[rows] @ q.mT).amax(1))
-    return found
+            largest[rows] = torch.maximum(largest[rows], (z[rows] @ q.mT).amax(1))
+    return largest
 
 
 def moving_blocks(z: Tensor, targets: Tensor, bias: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,3 +181,22 @@ def too_close(z: Tensor, order: Tensor, gap: Tensor, mode: str, advice: str) -> 
         f"mode = {mode!r}: no neuron can tell X[{int(order[i])}] from X[{int(order[j])}] or from a surrogate label, "
         f"their gap is {float(gap[i]):.3g} and their projections are {distance:.3g} apart; {advice}"
     )
+
+
+def projection_matrix(X: Tensor, k: int, kind: str, generator: Generator, unit: bool = True) -> Tensor:
+    """A_0 (k, d). unit: scaled so that the projected points are of the order of 1, whatever the data's units are."""
+    d = X.shape[1]
+    if kind == "orthogonal":
+        long, short = max(k, d), min(k, d)
+        Q = torch.linalg.qr(torch.randn(long, short, generator=generator, dtype=torch.float64))[0]
+        matrix = Q if k >= d else Q.mT * (d / k) ** 0.5
+    else:
+        matrix = torch.randn(k, d, generator=generator, dtype=torch.float64) / k**0.5
+    matrix = matrix.to(X.device)
+    if unit:
+        largest = max(float(chunk.abs().max()) for _, chunk in chunks(X))
+        matrix = matrix / max(largest, 1e-290) if largest else matrix
+        w = affine(X, matrix, matrix.new_zeros(k))
+        spread = float((w - w.mean(0)).square().sum(1).mean().sqrt())
+        matrix = matrix / spread if spread > 1e-12 else matrix
+    return matrix

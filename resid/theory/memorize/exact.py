@@ -10,23 +10,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Rational
-from typing import Any
 
 from resid._arguments import as_depth, check_option
 from resid.errors import MarginError, SampleConflictError, ShapeError
 
-__all__ = ["ExactMemorizer", "construct_exact_memorizer", "rational_sphere_point"]
-
 Vector = list[Fraction]
 Matrix = list[Vector]
+#: Rows of whole numbers and fractions.
+Points = Sequence[Sequence[Rational | int]]
 
 
 @dataclass(frozen=True)
 class ExactMemorizer:
     """A residual network with rational weights; callable on one rational point, returns r fractions.
 
-    first: A_0 (k, d). shift: (k,), added to A_0 x. blocks: (U, s, V) for each h + V ReLU(U h + s).
-    last: (Q, t, V) of V ReLU(Q h + t).
+    Attributes:
+        first: A_0, (k, d).
+        shift: (k,), added to A_0 x.
+        blocks: (U, s, V) of each block h + V ReLU(U h + s).
+        last: (Q, t, V) of the last block V ReLU(Q h + t).
     """
 
     first: Matrix
@@ -35,33 +37,34 @@ class ExactMemorizer:
     last: tuple[Matrix, Vector, Matrix]
 
     def __call__(self, x: Sequence[Rational | int]) -> Vector:
-        """Output for one point."""
+        """Compute the output (r,) for one point (d,)."""
         return _relu_block(self.last, self.hidden(x)[-1])
 
     def hidden(self, x: Sequence[Rational | int]) -> Matrix:
-        """The hidden vector before the first block and after each."""
+        """Return the hidden vector of one point (d,) before the first block and after each."""
         h = _add(_apply(self.first, _rational(x)), self.shift)
-        found = [h]
+        vectors = [h]
         for block in self.blocks:
-            h = _add(h, _relu_block(block, h))
-            found.append(h)
-        return found
+            vectors.append(_add(vectors[-1], _relu_block(block, vectors[-1])))
+        return vectors
 
 
 def construct_exact_memorizer(
-    X: Sequence[Sequence[Any]],
+    X: Points,
     y: Sequence[int],
     width: int,
     mode: str = "triangular",
     seed: int = 0,
     *,
-    first: Sequence[Sequence[Any]] | None = None,
-    surrogates: Sequence[Sequence[Any]] | None = None,
+    first: Points | None = None,
+    surrogates: Points | None = None,
 ) -> ExactMemorizer:
-    """The network of `construct_memorizer` with rational weights (Hardt & Ma 2016, Theorem 3.2).
+    """Construct the network of `construct_memorizer` with rational weights.
 
     Args:
-        X: n rational points (int, Fraction) in d dimensions. y: class numbers. width: k.
+        X: n rational points (int, Fraction) in d dimensions.
+        y: class numbers, n.
+        width: dimension k of the hidden vectors.
         mode: "triangular", or "shared" with one threshold for all points.
         seed: of the projection and its shift, whole numbers from -9 to 9, drawn again if two points or the origin
             coincide.
@@ -70,8 +73,13 @@ def construct_exact_memorizer(
             "triangular".
 
     Raises:
-        SampleConflictError: equal points with different labels. MarginError: no projection separates the points
-            (`first` given), or the common threshold does not exist. ShapeError: bad arrays.
+        SampleConflictError: equal points with different labels.
+        MarginError: `first` does not separate the points, or the common threshold does not exist.
+        ShapeError: arrays that do not fit, or numbers that are not rational.
+        OptionError: unknown mode.
+        DepthError: `width` is no integer >= 1.
+
+    Source: Hardt & Ma 2016, Theorem 3.2.
 
     Example:
         >>> net = construct_exact_memorizer([[0, 1], [1, 1], [2, 1]], [0, 1, 0], width=1)
@@ -100,7 +108,13 @@ def construct_exact_memorizer(
 
 
 def rational_sphere_point(t: Sequence[Rational | int]) -> Vector:
-    """The point of the unit sphere in d + 1 dimensions that stereographic projection sends to t (d,).
+    """Return the point of the unit sphere in d + 1 dimensions that stereographic projection sends to t.
+
+    Args:
+        t: rational point (d,).
+
+    Raises:
+        ShapeError: a number is not rational.
 
     Example:
         >>> rational_sphere_point([1, 2])
@@ -111,7 +125,7 @@ def rational_sphere_point(t: Sequence[Rational | int]) -> Vector:
     return [2 * v / (square + 1) for v in t] + [(square - 1) / (square + 1)]
 
 
-def _samples(X: Sequence[Sequence[Any]], y: Sequence[int]) -> tuple[Matrix, list[int]]:
+def _samples(X: Points, y: Sequence[int]) -> tuple[Matrix, list[int]]:
     points = [_rational(x) for x in X]
     if not points or len(points) != len(y) or len({len(p) for p in points}) != 1 or not points[0]:
         raise ShapeError(f"X has {len(points)} points and y {len(y)} labels: n >= 1 points of one dimension are needed")
@@ -127,24 +141,24 @@ def _samples(X: Sequence[Sequence[Any]], y: Sequence[int]) -> tuple[Matrix, list
     return [points[i] for i in seen.values()], [y[i] for i in seen.values()]
 
 
-def _project(points: Matrix, k: int, seed: int, given: Any) -> tuple[Matrix, Vector, Matrix]:
+def _project(points: Matrix, k: int, seed: int, fixed: Points | None) -> tuple[Matrix, Vector, Matrix]:
     rng = random.Random(seed)
     for _ in range(100):
-        A = [[Fraction(rng.randint(-9, 9)) for _ in points[0]] for _ in range(k)] if given is None else _rows(given)
+        A = [[Fraction(rng.randint(-9, 9)) for _ in points[0]] for _ in range(k)] if fixed is None else _rows(fixed)
         if len(A) != k or any(len(row) != len(points[0]) for row in A):
             raise ShapeError(f"first: ({k}, {len(points[0])}) is needed")
-        shift = [Fraction(rng.randint(-9, 9)) if given is None else Fraction(0) for _ in range(k)]
+        shift = [Fraction(rng.randint(-9, 9)) if fixed is None else Fraction(0) for _ in range(k)]
         z = [_add(_apply(A, p), shift) for p in points]
         if len({tuple(v) for v in z} | {(Fraction(0),) * k}) == len(z) + 1:
             return A, shift, z
-        if given is not None:
+        if fixed is not None:
             break
     raise MarginError("the projection maps two points, or a point and the origin, to the same place")
 
 
-def _surrogates(r: int, k: int, z: Matrix, given: Any) -> Matrix:
-    if given is not None:
-        q = _rows(given)
+def _surrogates(r: int, k: int, z: Matrix, fixed: Points | None) -> Matrix:
+    if fixed is not None:
+        q = _rows(fixed)
         if len(q) < r or any(len(row) != k for row in q):
             raise ShapeError(f"surrogates: at least {r} vectors of {k} entries are needed")
         return q
@@ -199,11 +213,11 @@ def _dot(a: Vector, b: Vector) -> Fraction:
     return sum((x * y for x, y in zip(a, b, strict=True)), Fraction(0))
 
 
-def _rows(value: Sequence[Sequence[Any]]) -> Matrix:
-    return [_rational(row) for row in value]
+def _rows(points: Points) -> Matrix:
+    return [_rational(row) for row in points]
 
 
-def _rational(values: Sequence[Any]) -> Vector:
+def _rational(values: Sequence[Rational | int]) -> Vector:
     if any(isinstance(v, bool) or not isinstance(v, Rational) for v in values):
         raise ShapeError(f"{list(values)!r}: int and Fraction are exact, other numbers are not taken")
     return [Fraction(int(v.numerator), int(v.denominator)) for v in values]

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
 from resid._ambient import isolated
-from resid._arguments import as_whole, check_positive
+from resid._arguments import ArrayLike, as_whole, check_positive
 from resid.errors import DepthError, OptionError, ShapeError
 from resid.theory.memorize._blocks import as_points
 
-__all__ = ["projection_width", "separation"]
-
 
 @isolated
-def separation(X: Any) -> tuple[float, int, int]:
-    """rho of Assumption 3.1, the least squared distance of two points, and which two; blockwise, no (n, n) array.
+def separation(X: ArrayLike) -> tuple[float, int, int]:
+    """Return rho of Assumption 3.1, the least squared distance of two points, and which two; no (n, n) array.
 
     Found from inner products about the mean of the points, and then computed from the difference: squared distances
     below about 1e-14 of the largest squared distance are only known to be so small.
 
+    Args:
+        X: points (n, d).
+
+    Returns:
+        The squared distance, and the indices of the two points, the smaller one first.
+
     Raises:
-        ShapeError, NotFiniteError: bad points, or fewer than two.
+        ShapeError: fewer than two points.
+        NotFiniteError: `X` holds NaN or infinity.
+
+    Source: Hardt & Ma 2016, Assumption 3.1.
 
     Example:
         >>> separation([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
@@ -49,13 +55,19 @@ def separation(X: Any) -> tuple[float, int, int]:
 
 
 def projection_width(n: int, rho: float, c: float | None = None) -> int:
-    """ceil(c log(n)/rho^2), the width of a random projection that keeps squared norms and distances to 1 +- rho/3.
+    """Return ceil(c log(n)/rho^2), the width of a random projection that keeps squared distances to 1 +- rho/3.
 
-    c: default 72/(1 - 2 rho/9), from the union bound over n norms and n(n - 1)/2 distances, each with the tail
-    2 exp(-k (e^2/4 - e^3/6)) at e = rho/3; the paper has c = 10, which fails.
+    Squared norms, too. The default of c comes from the union bound over n norms and n(n - 1)/2 distances, each with the
+    tail 2 exp(-k (e^2/4 - e^3/6)) at e = rho/3; the paper has c = 10, which fails.
+
+    Args:
+        n: number of points, >= 2.
+        rho: their separation, in (0, 4].
+        c: the constant; default 72/(1 - 2 rho/9).
 
     Raises:
-        DepthError: n is no integer >= 2. OptionError: rho not in (0, 4], c not positive.
+        DepthError: `n` is no integer >= 2.
+        OptionError: `rho` is not in (0, 4], or `c` is not positive.
 
     Example:
         >>> projection_width(1000, 1.0, c=10)

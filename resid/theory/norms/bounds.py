@@ -20,26 +20,9 @@ import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_layers, as_real, as_square, check_option, check_positive
+from resid._arguments import EPS, ArrayLike, as_depth, as_layers, as_real, as_square, check_option, check_positive
 from resid.errors import DeterminantError, OptionError, ShapeError
 from resid.theory.factor.constructions import near_identity_bound
-from resid.theory.norms.flow import near_identity_flow
-
-__all__ = [
-    "DIRECTIONS",
-    "SLOPES",
-    "batch_norm_ratios",
-    "block_bound",
-    "gradient_norm_ratios",
-    "identity_plus_bounds",
-    "layers_bound",
-    "linear_bound",
-    "near_identity_flow",
-    "norm_deviation",
-    "norm_preserving_layers",
-    "norm_ratios",
-    "ratio_range",
-]
 
 DIRECTIONS = ("in/out", "out/in")
 FORMS = ("plain", "preactivation")
@@ -62,19 +45,22 @@ _RELU_SHARE = 1 - 1 / math.pi
 
 @isolated
 def norm_ratios(gradients: Iterable[Any], *, direction: str, per_sample: bool = False) -> Tensor:
-    """Ratios of gradient norms across blocks, from the gradients at their boundaries.
+    """Compute the ratios of gradient norms across blocks, from the gradients at their boundaries.
 
     Args:
         gradients: g_0 .. g_L, from the input; each of any shape, samples first if per_sample. Norms are taken over all
             entries, the batch included, unless per_sample.
-        direction: "in/out" (||g_l|| / ||g_{l+1}||) or "out/in". per_sample: one ratio for each sample.
+        direction: "in/out" (||g_l|| / ||g_{l+1}||) or "out/in".
+        per_sample: give one ratio for each sample.
 
     Returns:
         (L,), or (L, n) if per_sample.
 
     Raises:
-        ShapeError: fewer than two gradients. OptionError: unknown direction; a gradient is zero, or so small that its
-            digits are lost; or a ratio too large or too small for its dtype. NotFiniteError: a gradient has overflowed.
+        ShapeError: fewer than two gradients.
+        OptionError: unknown direction; a gradient that is zero, or so small that its digits are lost; or a ratio too
+            large or too small for its dtype.
+        NotFiniteError: a gradient has overflowed.
 
     Example:
         >>> norm_ratios([[3.0, 4.0], [0.0, 10.0]], direction="in/out")
@@ -103,18 +89,22 @@ def gradient_norm_ratios(
     direction: str,
     per_sample: bool = False,
 ) -> Tensor:
-    """Run x through blocks, differentiate the loss, and return the ratio of gradient norms across each block.
+    """Measure the ratio of gradient norms across each block, by one forward and one backward pass.
 
     Args:
-        blocks: functions or modules, from the input. x: input, samples first. loss: of the last output, a scalar.
-        direction, per_sample: as for `norm_ratios`; per sample only where samples do not mix, hence not with batch
-            normalisation.
+        blocks: functions or modules, from the input.
+        x: input, samples first.
+        loss: function of the last output, a scalar.
+        direction: "in/out" (||g_l|| / ||g_{l+1}||) or "out/in".
+        per_sample: give one ratio for each sample; only where samples do not mix, hence not with batch normalisation.
 
     Returns:
         (len(blocks),), or (len(blocks), n).
 
     Raises:
-        OptionError, ShapeError, NotFiniteError: as for `norm_ratios`, or the loss is no scalar.
+        OptionError: unknown direction, or a gradient that has no ratio.
+        ShapeError: the loss is no scalar, or there is no block.
+        NotFiniteError: `x` or a gradient holds NaN or infinity.
 
     Example:
         >>> x = torch.ones(1, 2)
@@ -131,13 +121,22 @@ def gradient_norm_ratios(
 
 
 @isolated
-def ratio_range(J: Any, *, direction: str) -> tuple[Tensor, Tensor]:
-    """Smallest and largest ratio that a block with Jacobian J (..., d, d) gives to any gradient.
+def ratio_range(J: ArrayLike, *, direction: str) -> tuple[Tensor, Tensor]:
+    """Compute the smallest and largest ratio that a block with Jacobian J gives to any gradient.
 
     Since g_l = J^T g_{l+1}, in/out ranges over [sigma_min(J), sigma_max(J)] and out/in over the inverses.
 
+    Args:
+        J: Jacobians (..., d, d).
+        direction: "in/out" or "out/in".
+
+    Returns:
+        Two tensors (...).
+
     Raises:
-        OptionError: unknown direction. ShapeError, NotFiniteError: no finite square matrices.
+        OptionError: unknown direction.
+        ShapeError: matrices that are not square.
+        NotFiniteError: `J` holds NaN or infinity.
 
     Example:
         >>> least, most = ratio_range(torch.diag(torch.tensor([2.0, 4.0])), direction="out/in")
@@ -151,11 +150,18 @@ def ratio_range(J: Any, *, direction: str) -> tuple[Tensor, Tensor]:
 
 
 @isolated
-def norm_deviation(J: Any) -> Tensor:
-    """The least delta with (1 - delta) ||g|| <= ||J^T g|| <= (1 + delta) ||g|| for every g; J (..., d, d).
+def norm_deviation(J: ArrayLike) -> Tensor:
+    """Compute the least delta with (1 - delta) ||g|| <= ||J^T g|| <= (1 + delta) ||g|| for every g.
 
     max(sigma_max(J) - 1, 1 - sigma_min(J)), at most ||J - I|| by Lemma 1 of the paper; zero for every isometry,
     however far from the identity.
+
+    Args:
+        J: Jacobians (..., d, d).
+
+    Raises:
+        ShapeError: matrices that are not square.
+        NotFiniteError: `J` holds NaN or infinity.
 
     Example:
         >>> float(norm_deviation(torch.diag(torch.tensor([1.0, -1.5]))))
@@ -166,13 +172,19 @@ def norm_deviation(J: Any) -> Tensor:
 
 
 @isolated
-def identity_plus_bounds(M: Any) -> tuple[Tensor, Tensor]:
-    """(1 - sigma_max(M), 1 + sigma_max(M)), between which all singular values of I + M lie; M (..., d, d).
+def identity_plus_bounds(M: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Return 1 - sigma_max(M) and 1 + sigma_max(M), between which all singular values of I + M lie.
 
-    Zaeemzadeh et al. 2018, Lemma 1, for every square matrix: ||v|| - ||Mv|| <= ||v + Mv|| <= ||v|| + ||Mv||.
+    For every square matrix: ||v|| - ||Mv|| <= ||v + Mv|| <= ||v|| + ||Mv||.
+
+    Args:
+        M: matrices (..., d, d).
 
     Raises:
-        ShapeError, NotFiniteError: no finite square matrices.
+        ShapeError: matrices that are not square.
+        NotFiniteError: `M` holds NaN or infinity.
+
+    Source: Zaeemzadeh et al. 2018, Lemma 1.
 
     Example:
         >>> low, high = identity_plus_bounds([[0.5, 0.0], [0.0, -0.25]])
@@ -184,17 +196,22 @@ def identity_plus_bounds(M: Any) -> tuple[Tensor, Tensor]:
 
 
 @isolated(grad=False)
-def block_bound(W1: Any, W2: Any, c_rho: float, form: str = "plain") -> float:
-    """delta with (1 - delta) ||g_{l+1}|| <= ||g_l|| <= (1 + delta) ||g_{l+1}|| for a block of two layers.
+def block_bound(W1: ArrayLike, W2: ArrayLike, c_rho: float, form: str = "plain") -> float:
+    """Compute delta with (1 - delta) ||g_{l+1}|| <= ||g_l|| <= (1 + delta) ||g_{l+1}|| for a block of two layers.
 
     form="plain": x + W2 rho(W1 x), delta = c_rho ||W1|| ||W2||. form="preactivation": x + W2 rho(W1 rho(x)),
     delta = c_rho^2 ||W1|| ||W2||. Operator norms. Void for blocks with normalisation, see `batch_norm_ratios`.
 
     Args:
-        W1: (m, d). W2: (d, m). c_rho: a bound on the absolute slope of rho, see `SLOPES`. form: as above.
+        W1: (m, d).
+        W2: (d, m).
+        c_rho: a bound on the absolute slope of rho, > 0; `SLOPES` has those of common ones.
+        form: "plain" or "preactivation".
 
     Raises:
-        ShapeError, NotFiniteError: matrices that do not fit. OptionError: unknown form, or c_rho not positive.
+        ShapeError: matrices that do not fit.
+        NotFiniteError: a matrix holds NaN or infinity.
+        OptionError: unknown form, or `c_rho` is not positive.
 
     Source: Zaeemzadeh et al. 2018, Corollary 1 (plain).
 
@@ -207,15 +224,19 @@ def block_bound(W1: Any, W2: Any, c_rho: float, form: str = "plain") -> float:
 
 @isolated(grad=False)
 def layers_bound(weights: Sequence[Any], c_rho: float, form: str = "plain") -> float:
-    """`block_bound` for a block of any number of layers: the product of all norms and one c_rho for each nonlinearity.
+    """Compute `block_bound` for a block of any number of layers: the product of all norms and slopes.
 
     form="plain": x + W_m rho(.. rho(W_1 x)), m - 1 nonlinearities. "preactivation": x + W_m rho(.. W_1 rho(x)), m.
 
     Args:
         weights: W_1 .. W_m, each (out, in), from the input; the first takes in what the last puts out.
-        c_rho, form: as for `block_bound`.
+        c_rho: a bound on the absolute slope of rho, > 0; one factor for each nonlinearity.
+        form: "plain" or "preactivation".
 
-    Raises: as for `block_bound`.
+    Raises:
+        ShapeError: matrices that do not fit.
+        NotFiniteError: a matrix holds NaN or infinity.
+        OptionError: unknown form, or `c_rho` is not positive.
 
     Example:
         >>> layers_bound([[[2.0]], [[0.5]], [[0.1]]], c_rho=2.0)
@@ -234,8 +255,8 @@ def layers_bound(weights: Sequence[Any], c_rho: float, form: str = "plain") -> f
 
 
 @isolated
-def linear_bound(R: Any, depth: int, version: str = "optimal") -> float:
-    """delta such that some linear residual network (I + W_L) .. (I + W_1) = R changes no gradient norm by more.
+def linear_bound(R: ArrayLike, depth: int, version: str = "optimal") -> float:
+    """Compute delta such that some linear residual network with the map R changes no gradient norm by more.
 
     version="optimal": max(sigma_max(R)^(1/L) - 1, 1 - sigma_min(R)^(1/L)), the least delta there is, for every
     invertible R; attained by `norm_preserving_layers`. This project's.
@@ -244,11 +265,16 @@ def linear_bound(R: Any, depth: int, version: str = "optimal") -> float:
     Theorem 2, with the constant of Hardt & Ma's first version.
 
     Args:
-        R: (d, d), invertible. depth: number of layers L. version: one of the three.
+        R: invertible matrix (d, d).
+        depth: number of layers L, >= 1.
+        version: "optimal", "polar" or "printed".
 
     Raises:
-        DeterminantError: R is singular, or det R < 0 for "polar". DepthError: depth < 1, or too small for "printed".
-        OptionError, ShapeError, NotFiniteError: other bad input.
+        DeterminantError: `R` is singular, or det R < 0 for "polar".
+        DepthError: depth < 1, or too small for "printed".
+        OptionError: unknown version.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Example:
         >>> linear_bound([[4.0, 0.0], [0.0, -1.0]], depth=2)
@@ -263,8 +289,8 @@ def linear_bound(R: Any, depth: int, version: str = "optimal") -> float:
 
 
 @isolated
-def norm_preserving_layers(R: Any, depth: int) -> Tensor:
-    """Layers W_l with (I + W_L) .. (I + W_1) = R that change gradient norms least: every norm by R's, to the power 1/L.
+def norm_preserving_layers(R: ArrayLike, depth: int) -> Tensor:
+    """Factor R into layers W_l, (I + W_L) .. (I + W_1) = R, that change gradient norms least.
 
     R = U K V^T; I + W_1 = U K^(1/L) V^T and all others U K^(1/L) U^T, so that each has the singular values
     sigma_i(R)^(1/L). No determinant condition: a layer far from the identity can keep norms. All layers but the first
@@ -272,13 +298,17 @@ def norm_preserving_layers(R: Any, depth: int) -> Tensor:
     least.
 
     Args:
-        R: (d, d), invertible. depth: number of layers L, >= 1.
+        R: invertible matrix (d, d).
+        depth: number of layers L, >= 1.
 
     Returns:
         (depth, d, d), ordered from the input, dtype and device of `R`.
 
     Raises:
-        DeterminantError: R is singular to float64 precision. DepthError, ShapeError, NotFiniteError: other bad input.
+        DeterminantError: `R` is singular to float64 precision.
+        DepthError: `depth` is no integer >= 1.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Example:
         >>> from resid.theory.factor.constructions import compose
@@ -300,7 +330,7 @@ def norm_preserving_layers(R: Any, depth: int) -> Tensor:
 def batch_norm_ratios(
     depth: int, added_variance: float, initial_variance: float = 1.0, layers: int = 3, *, direction: str
 ) -> Tensor:
-    """Ratios of gradient norms across the blocks of a preactivation stack with batch normalisation, at initial weights.
+    """Estimate ratios of gradient norms across the blocks of a preactivation stack with batch normalisation.
 
     A block adds W_k rho(BN(W_{k-1} .. rho(BN(x)))) with ReLU to the stream, whose variance is v_l = v_0 + l s. With
     q = 1 - 1/pi, in/out = sqrt(1 + s / (q^k v_l)). An estimate: exact in the limit of many channels and samples, for
@@ -308,14 +338,18 @@ def batch_norm_ratios(
     for variance 2/fan_in.
 
     Args:
-        depth: number of blocks. added_variance: s, of each channel, added by a block. initial_variance: v_0, of each
-            channel at the input. layers: k, in a block. direction: "in/out" or "out/in".
+        depth: number of blocks.
+        added_variance: s, of each channel, added by a block.
+        initial_variance: v_0, of each channel at the input.
+        layers: k, in a block.
+        direction: "in/out" or "out/in".
 
     Returns:
         (depth,), float64, from the input.
 
     Raises:
-        OptionError: unknown direction, or a variance that is not positive. DepthError: depth or layers < 1.
+        OptionError: unknown direction, or a variance that is not positive.
+        DepthError: `depth` or `layers` is no integer >= 1.
 
     Example:
         >>> ratios = batch_norm_ratios(1000, 1 - 1 / math.pi, direction="in/out")
@@ -344,13 +378,13 @@ def _scaled_norm(g: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return size, torch.linalg.vector_norm(g.double() / size[:, None], dim=1)
 
 
-def _squares(name: str, value: Any) -> Tensor:
+def _squares(name: str, value: ArrayLike) -> Tensor:
     """Finite square matrices (..., d, d)."""
     array = as_real(name, value)
     return as_square(name, array) if array.ndim < 3 else as_layers(name, array)
 
 
-def _svd_invertible(R: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _svd_invertible(R: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
     U, sigma, Vh = torch.linalg.svd(as_square("R", R).detach().to("cpu", torch.float64))
     if float(sigma[-1]) <= len(sigma) * EPS * float(sigma[0]):
         raise DeterminantError(f"R is singular to float64 precision: sigma_min = {float(sigma[-1]):.3g}")

@@ -10,18 +10,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import as_depth, as_real, check_option
+from resid._arguments import ArrayLike, as_depth, as_real, check_option
 from resid.errors import ConvergenceError, DepthError, DeterminantError, ShapeError
 from resid.theory.factor.constructions import factor_near_identity, rotation_angle, spectral_gamma
 from resid.theory.norms.smooth_maps import SmoothMap
-
-__all__ = ["TIMES", "NearIdentityFlow", "flow_bound", "flow_constant", "flow_times", "near_identity_flow"]
 
 TIMES = ("uniform", "geometric")
 
@@ -34,10 +31,12 @@ _MOST_STEPS = 60
 class NearIdentityFlow:
     """Blocks whose composition is a smooth map; callable on (n, d). Made by `near_identity_flow`.
 
-    target: the map. linear: layers A_i (m, d, d) of the first m blocks, whose product is h'(0). times: of the blocks
-    that follow, 0 = t_0 < .. < t_k = 1; block i maps H_{t_{i-1}}(x) to H_{t_i}(x), where H_t(x) = (h(t x) - h(0)) / t
-    and H_0(x) = h'(0) x. The last block adds h(0). bound: no block is farther than this from the identity in the
-    Lipschitz seminorm, by the certified constants.
+    Attributes:
+        target: the map.
+        linear: layers A_i (m, d, d) of the first m blocks, whose product is h'(0).
+        times: of the blocks that follow, 0 = t_0 < .. < t_k = 1; block i maps H_{t_{i-1}}(x) to H_{t_i}(x), where
+            H_t(x) = (h(t x) - h(0)) / t and H_0(x) = h'(0) x. The last block adds h(0).
+        bound: no block is farther than this from the identity in the Lipschitz seminorm, by the certified constants.
     """
 
     target: SmoothMap
@@ -59,14 +58,14 @@ class NearIdentityFlow:
 
     @isolated
     def __call__(self, x: Tensor) -> Tensor:
-        """The blocks one after another, for x (n, d) in the ball."""
+        """Apply the blocks one after another to x (n, d) in the ball."""
         for block in self.blocks:
             x = block(x)
         return x
 
     @isolated
-    def jacobians(self, x: Any) -> Tensor:
-        """Jacobian of every block along the way of x (n, d) in the ball: (depth, n, d, d).
+    def jacobians(self, x: ArrayLike) -> Tensor:
+        """Compute the Jacobian of every block along the way of x (n, d) in the ball: (depth, n, d, d).
 
         In closed form: block i has h'(t_i x) h'(t_{i-1} x)^-1.
         """
@@ -88,7 +87,7 @@ class NearIdentityFlow:
         z = _preimage(self.target, self._as_points(x), start)
         return (self.target(stop * z) - self.target(torch.zeros_like(x))) / stop
 
-    def _as_points(self, x: Any) -> Tensor:
+    def _as_points(self, x: ArrayLike) -> Tensor:
         points = as_real("x", x)
         if points.ndim != 2 or points.shape[1] != self.target.dimension:
             raise ShapeError(f"x has shape {tuple(points.shape)}: points (n, {self.target.dimension}) are needed")
@@ -97,7 +96,7 @@ class NearIdentityFlow:
 
 @isolated(grad=False)
 def near_identity_flow(h: SmoothMap, depth: int, times: str = "uniform") -> NearIdentityFlow:
-    """`depth` blocks near the identity whose composition is h on its ball, exactly but for rounding.
+    """Construct `depth` blocks near the identity whose composition is h on its ball, exactly but for rounding.
 
     First h'(0) as linear blocks (`factor_near_identity`), then the flow H_t(x) = (h(t x) - h(0)) / t from t = 0 to 1.
     A block finds x again from its input by Newton's method. How many blocks are linear is chosen so that the certified
@@ -106,16 +105,19 @@ def near_identity_flow(h: SmoothMap, depth: int, times: str = "uniform") -> Near
     t_i = (2k)^((i - k)/(k - 1)), the rate is log(2 depth) / depth.
 
     Args:
-        h: the map, det h'(0) > 0. depth: number of blocks; at least 2 unless h is linear or h'(0) = I.
+        h: the map, det h'(0) > 0.
+        depth: number of blocks; at least 2 unless h is linear or h'(0) = I.
         times: "uniform" or "geometric".
 
     Returns:
-        NearIdentityFlow, float64 unless its input is float32.
+        A `NearIdentityFlow`, float64 unless its input is float32.
 
     Raises:
-        DeterminantError: det h'(0) <= 0 (see `resid.theory.norms.mirror_augmented`). DepthError: depth too
-            small. OptionError: unknown times. ConvergenceError, on calling the result: Newton's method finds no
-            preimage, because the input is outside the image of the ball, or h bends too much.
+        DeterminantError: det h'(0) <= 0; `resid.theory.norms.mirror_augmented` repairs it.
+        DepthError: `depth` too small.
+        OptionError: unknown times.
+        ConvergenceError: on calling the result: Newton's method finds no preimage, because the input is outside the
+            image of the ball, or h bends too much.
 
     Source: Bartlett, Evans and Long 2018, Theorem 1, with this project's times, constant and division of the blocks.
 
@@ -138,9 +140,12 @@ def near_identity_flow(h: SmoothMap, depth: int, times: str = "uniform") -> Near
 
 @isolated(grad=False)
 def flow_constant(h: SmoothMap) -> float:
-    """c = alpha beta radius + theta + (e - 1) gamma, so that blocks are within c / (depth - 1) of the identity.
+    """Compute c = alpha beta radius + theta + (e - 1) gamma: blocks are within c / (depth - 1) of the identity.
 
     theta is the rotation angle and gamma the spectral gamma of h'(0); theta <= pi.
+
+    Args:
+        h: the map.
 
     Raises:
         DeterminantError: det h'(0) <= 0.
@@ -156,14 +161,21 @@ def flow_constant(h: SmoothMap) -> float:
 
 @isolated(grad=False)
 def flow_bound(h: SmoothMap, depth: int, times: str = "uniform") -> float:
-    """A bound on the Lipschitz seminorm of every block of `near_identity_flow` minus the identity.
+    """Bound the Lipschitz seminorm of every block of `near_identity_flow` minus the identity.
 
     The larger of alpha beta radius max(t_i - t_{i-1}) for the nonlinear blocks and
     ``e^(gamma/m) - 1 + 2 sin(theta/2m)`` for the m linear ones. At most `flow_constant(h)` / (depth - 1) for uniform
     times and depth >= 1 + flow_constant(h).
 
+    Args:
+        h: the map.
+        depth: number of blocks.
+        times: "uniform" or "geometric".
+
     Raises:
-        DeterminantError, DepthError, OptionError: as for `near_identity_flow`.
+        DeterminantError: det h'(0) <= 0.
+        DepthError: `depth` too small.
+        OptionError: unknown times.
     """
     depth = as_depth("depth", depth)
     check_option("times", times, TIMES)
@@ -173,7 +185,14 @@ def flow_bound(h: SmoothMap, depth: int, times: str = "uniform") -> float:
 
 @isolated
 def flow_times(count: int, times: str = "uniform") -> Tensor:
-    """0 = t_0 < .. < t_count = 1, float64: i / count, or (2 count)^((i - count)/(count - 1)) for "geometric".
+    """Return 0 = t_0 < .. < t_count = 1: i / count, or (2 count)^((i - count)/(count - 1)) for "geometric".
+
+    Args:
+        count: number of steps.
+        times: "uniform" or "geometric".
+
+    Returns:
+        (count + 1,), float64.
 
     Raises:
         OptionError: unknown times.

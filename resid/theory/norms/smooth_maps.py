@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from resid._ambient import isolated
-from resid._arguments import as_depth, as_real, as_square, check_option, check_positive
+from resid._arguments import ArrayLike, as_depth, as_real, as_square, check_option, check_positive
 from resid.errors import DeterminantError, OptionError, ShapeError
 from resid.theory.targets import random_rotation
-
-__all__ = ["SMOOTH_FAMILIES", "SmoothMap", "mirror_augmented", "residual_map", "sample_smooth_map", "shear", "twist"]
 
 #: sup |tanh''|, at tanh^2 = 1/3.
 _TANH_CURVATURE = 4 / (3 * math.sqrt(3))
@@ -29,10 +26,15 @@ _TANH_CURVATURE = 4 / (3 * math.sqrt(3))
 class SmoothMap:
     """A map h of R^d into itself with the constants of Assumption 1 on the ball of `radius` about the origin.
 
-    value: (..., d) -> (..., d), written in torch operations that `torch.func` can differentiate. dimension: d.
-    alpha: Lipschitz constant of h' on the ball, in operator norm. beta: Lipschitz constant of the inverse on the image
-    of the ball. radius: > 0. slope: h' as a function (..., d) -> (..., d, d), or None for automatic differentiation.
     Whoever builds one vouches for alpha, beta and slope; nothing here can check them.
+
+    Attributes:
+        value: (..., d) -> (..., d), written in torch operations that `torch.func` can differentiate.
+        dimension: d.
+        alpha: Lipschitz constant of h' on the ball, in operator norm.
+        beta: Lipschitz constant of the inverse on the image of the ball.
+        radius: > 0.
+        slope: h' as a function (..., d) -> (..., d, d), or None for automatic differentiation.
 
     Example:
         >>> h = SmoothMap(lambda x: 2 * x, dimension=3, alpha=0.0, beta=0.5)
@@ -58,12 +60,12 @@ class SmoothMap:
 
     @isolated
     def __call__(self, x: Tensor) -> Tensor:
-        """h(x) for x (..., d)."""
+        """Compute h(x) for points (..., d)."""
         return self.value(x)
 
     @isolated
     def jacobian(self, x: Tensor) -> Tensor:
-        """h'(x) for points (..., d): (..., d, d)."""
+        """Compute h'(x) for points (..., d): (..., d, d)."""
         if self.slope is not None:
             return self.slope(x)
         flat = x.reshape(-1, self.dimension)
@@ -72,7 +74,7 @@ class SmoothMap:
 
     @isolated
     def points(self, n: int, generator: Generator) -> Tensor:
-        """n random points of the ball (n, d), float64; every fourth lies on the sphere."""
+        """Sample n points of the ball, (n, d), float64; every fourth lies on the sphere."""
         x = torch.randn(n, self.dimension, generator=generator, dtype=torch.float64)
         size = torch.rand(n, 1, generator=generator, dtype=torch.float64) ** (1 / self.dimension)
         size[::4] = 1
@@ -80,18 +82,23 @@ class SmoothMap:
 
 
 @isolated(grad=False)
-def residual_map(A: Any, W1: Any, W2: Any, radius: float = 1.0) -> SmoothMap:
-    """h(x) = A (x + W2 tanh(W1 x)), invertible everywhere because ||W2|| ||W1|| < 1.
+def residual_map(A: ArrayLike, W1: ArrayLike, W2: ArrayLike, radius: float = 1.0) -> SmoothMap:
+    """Build h(x) = A (x + W2 tanh(W1 x)), invertible everywhere because ||W2|| ||W1|| < 1.
 
     ``alpha = (4 / sqrt(27)) ||A|| ||W2|| ||W1||^2`` since ``|tanh''| <= 4 / sqrt(27)``, and
     ``beta = ||A^-1|| / (1 - ||W2|| ||W1||)``.
 
     Args:
-        A: (d, d), invertible. W1: (m, d). W2: (d, m). radius: of the ball.
+        A: invertible matrix (d, d).
+        W1: (m, d).
+        W2: (d, m).
+        radius: of the ball, > 0.
 
     Raises:
-        ShapeError, NotFiniteError: the matrices do not fit. DeterminantError: A is singular.
-        OptionError: ||W2|| ||W1|| >= 1.
+        ShapeError: the matrices do not fit.
+        NotFiniteError: a matrix holds NaN or infinity.
+        DeterminantError: `A` is singular.
+        OptionError: ||W2|| ||W1|| >= 1, or `radius` is not positive.
 
     Example:
         >>> h = residual_map(torch.eye(2), 0.5 * torch.eye(2), torch.eye(2))
@@ -123,16 +130,21 @@ def residual_map(A: Any, W1: Any, W2: Any, radius: float = 1.0) -> SmoothMap:
 
 
 @isolated(grad=False)
-def shear(bend: float, A: Any = None, radius: float = 1.0) -> SmoothMap:
-    """h(x) = A (x_1, x_2 + bend x_1^2, x_3, ...), for which everything can be worked out by hand.
+def shear(bend: float, A: ArrayLike | None = None, radius: float = 1.0) -> SmoothMap:
+    """Build h(x) = A (x_1, x_2 + bend x_1^2, x_3, ...), for which everything can be worked out by hand.
 
     ``alpha = 2 |bend| ||A||``, attained; ``beta = ||A^-1||`` times the norm of ``[[1, 0], [2 |bend| radius, 1]]``.
 
     Args:
-        bend: a number. A: (d, d), invertible, d >= 2; default the identity of the plane. radius: of the ball.
+        bend: a number.
+        A: invertible matrix (d, d), d >= 2; default the identity of the plane.
+        radius: of the ball, > 0.
 
     Raises:
-        ShapeError, NotFiniteError, DeterminantError, OptionError: bad input.
+        ShapeError: `A` is not square, or d < 2.
+        NotFiniteError: `A` holds NaN or infinity.
+        DeterminantError: `A` is singular.
+        OptionError: `bend` or `radius` is no such number.
 
     Example:
         >>> shear(3.0)(torch.tensor([2.0, 1.0]))
@@ -152,14 +164,25 @@ def shear(bend: float, A: Any = None, radius: float = 1.0) -> SmoothMap:
 
 
 @isolated(grad=False)
-def twist(rate: float, A: Any = None, radius: float = 1.0) -> SmoothMap:
-    """h(x) = A (x turned in the plane of the first two coordinates by the angle rate (x_1^2 + x_2^2)).
+def twist(rate: float, A: ArrayLike | None = None, radius: float = 1.0) -> SmoothMap:
+    """Build h(x) = A (x turned in the plane of x_1 and x_2 by the angle rate (x_1^2 + x_2^2)).
 
     With p = (x_1, x_2) and J the quarter turn the derivative in the plane is a rotation times ``I + 2 rate J p p^T``,
     a shear of norm at most ``b = (s + sqrt(s^2 + 4)) / 2``, ``s = 2 |rate| radius^2``. Differentiating once more gives
     ``alpha = 2 |rate| radius (2 + b) ||A||``; ``beta = ||A^-1|| b``.
 
     Args, Raises: as for `shear`, with `rate` for `bend`.
+
+    Args:
+        rate: a number.
+        A: invertible matrix (d, d), d >= 2; default the identity of the plane.
+        radius: of the ball, > 0.
+
+    Raises:
+        ShapeError: `A` is not square, or d < 2.
+        NotFiniteError: `A` holds NaN or infinity.
+        DeterminantError: `A` is singular.
+        OptionError: `rate` or `radius` is no such number.
 
     Example:
         >>> import math
@@ -191,10 +214,13 @@ def twist(rate: float, A: Any = None, radius: float = 1.0) -> SmoothMap:
 
 @isolated
 def mirror_augmented(h: SmoothMap) -> SmoothMap:
-    """(x, b) -> (h(x), -b), whose derivative has the determinant -det h'(x): Assumption 1 (iii) costs one dimension.
+    """Build (x, b) -> (h(x), -b), whose derivative has the determinant -det h'(x).
 
-    alpha is that of h, beta the larger of h's and 1; the ball of the same radius in one more dimension lies in the
-    product of h's ball with an interval.
+    So Assumption 1 (iii) costs one dimension. alpha is that of h, beta the larger of h's and 1; the ball of the same
+    radius in one more dimension lies in the product of h's ball with an interval.
+
+    Args:
+        h: the map.
 
     Example:
         >>> mirror_augmented(shear(1.0))(torch.tensor([1.0, 2.0, 5.0]))
@@ -214,16 +240,21 @@ def mirror_augmented(h: SmoothMap) -> SmoothMap:
 
 @isolated
 def sample_smooth_map(family: str, d: int, generator: Generator, sign: int = 1) -> SmoothMap:
-    """A random map of one of `SMOOTH_FAMILIES` with radius 1 and moderate constants.
+    """Sample a random map of one of `SMOOTH_FAMILIES` with radius 1 and moderate constants.
 
     "residual", "shear", "twist": nonlinear, after a linear map of condition number at most e^1.4.
     "nearly linear": a shear of size 1e-3 after half turns, where the linear part is what counts.
 
     Args:
-        family: one of the four. d: dimension, >= 2. generator: source of randomness. sign: +1 or -1, that of det h'.
+        family: one of `SMOOTH_FAMILIES`.
+        d: dimension, >= 2.
+        generator: source of randomness.
+        sign: +1 or -1, that of det h'.
 
     Raises:
-        OptionError: unknown family, or another sign. DepthError, ShapeError: d < 2.
+        OptionError: unknown family, or another sign.
+        ShapeError: d = 1.
+        DepthError: `d` is no integer >= 1.
     """
     check_option("family", family, SMOOTH_FAMILIES)
     if as_depth("d", d) < 2:
@@ -257,7 +288,7 @@ SMOOTH_FAMILIES = ("residual", "shear", "twist", "nearly linear")
 
 
 def _after(
-    A: Any,
+    A: ArrayLike | None,
     value: Callable[[Tensor], Tensor],
     slope: Callable[[Tensor], Tensor],
     alpha: float,
@@ -305,7 +336,7 @@ def _norm(W: Tensor) -> float:
     return float(torch.linalg.matrix_norm(W, ord=2))
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: float) -> float:
     if isinstance(value, (bool, str)) or not math.isfinite(value):
         raise OptionError(f"{name} = {value!r}: a finite number is needed")
     return float(value)

@@ -9,22 +9,19 @@ d >= c k^2, which is so for the first convolution of many networks, and holds fo
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import as_kernel, as_size
+from resid._arguments import ArrayLike, as_kernel, as_size
 from resid.errors import ShapeError
 from resid.theory.procrustes.polar import polar_factor
 from resid.theory.procrustes.projection import norm_preserving_scale
 
-__all__ = ["project_orthonormal_taps"]
-
 
 @isolated
-def project_orthonormal_taps(kernel: Any, relu: bool = False, groups: int = 1) -> Tensor:
-    """The kernel with orthonormal taps that is nearest to a kernel, times s/k: all singular values are s exactly.
+def project_orthonormal_taps(kernel: ArrayLike, relu: bool = False, groups: int = 1) -> Tensor:
+    """Project a kernel to the nearest one with orthonormal taps, times s/k: all singular values are s exactly.
 
     s is that of `resid.theory.procrustes.norm_preserving_scale`. Stride 1, any dilation; with circular padding the map
     may have any size. With zeros around, J^T J is diagonal: a pixel that only m of the k^2 windows hold has the entry
@@ -35,14 +32,17 @@ def project_orthonormal_taps(kernel: Any, relu: bool = False, groups: int = 1) -
     Differentiable if `kernel` requires a gradient.
 
     Args:
-        kernel: (c_out, c_in/groups, height, width), float32 or float64. relu: whether a ReLU follows, for the scale.
+        kernel: (c_out, c_in/groups, height, width), float32 or float64.
+        relu: whether a ReLU follows, for the scale.
         groups: of the convolution.
 
     Returns:
         Shaped like `kernel`, same dtype and device.
 
     Raises:
-        ShapeError: fewer output channels of a group than taps into each, or not a kernel. NotFiniteError: bad input.
+        ShapeError: fewer output channels of a group than taps into each, or not a kernel.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        SizeError: `groups` is no integer >= 1.
 
     Source: this project's.
 
@@ -63,5 +63,4 @@ def project_orthonormal_taps(kernel: Any, relu: bool = False, groups: int = 1) -
             "taps are needed; see project_norm_preserving"
         )
     W = polar_factor(K.reshape(number, d, c * taps))
-    found: Tensor = norm_preserving_scale(c, d, relu) / math.sqrt(taps) * W
-    return found.reshape(K.shape)
+    return (W * (norm_preserving_scale(c, d, relu) / math.sqrt(taps))).reshape(K.shape)

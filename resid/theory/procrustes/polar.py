@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import check_option
+from resid._arguments import ArrayLike, check_option
 from resid._precision import float32_products
 from resid.errors import ConvergenceError, NotFiniteError, ShapeError
-
-__all__ = ["METHODS", "inverse_square_root", "polar_factor"]
 
 #: Quintics X -> X (a I + b G + c G^2), G = X^H X, for singular values in [1e-3, 1]; Amsel et al. 2025. Each is the odd
 #: one that is nearest to 1 on the interval [l, u] which the one before leaves; for the first three, l is raised to
@@ -44,8 +42,8 @@ _BINOMIAL = tuple(math.comb(2 * j, j) / 4**j for j in range(_MOST_BLOCKS**2 + 2)
 
 
 @isolated
-def polar_factor(A: Any, method: str = "auto") -> Tensor:
-    """The polar factor of each matrix: the nearest one in the Frobenius norm with orthonormal columns (or rows).
+def polar_factor(A: ArrayLike, method: str = "auto") -> Tensor:
+    """Compute the polar factor of each matrix: the nearest one in Frobenius norm with orthonormal columns (or rows).
 
     "svd": U V^H, the reference; where A lacks full rank one of the nearest is returned. "gram": A (A^H A)^(-1/2) by an
     eigendecomposition in float64. "newton-schulz": X <- X (3I - X^H X)/2 from a scaled start. "polar-express": minimax
@@ -62,13 +60,15 @@ def polar_factor(A: Any, method: str = "auto") -> Tensor:
 
     Args:
         A: (..., m, n), real or complex, float32 or float64.
-        method: one of the above.
+        method: "auto", "svd", "gram", "newton-schulz", "polar-express" or "qdwh".
 
     Returns:
         Shaped like `A`, same dtype and device.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError: bad input.
+        ShapeError: no matrices, an empty axis, or another dtype.
+        NotFiniteError: `A` holds NaN or infinity.
+        OptionError: unknown method.
         ConvergenceError: a method other than "svd" and "auto" ends without an isometry, because a matrix lacks full
             rank to the precision it works in; or the derivative of such a matrix is asked for.
 
@@ -82,18 +82,25 @@ def polar_factor(A: Any, method: str = "auto") -> Tensor:
     matrix = _as_matrices(A)
     check_option("method", method, METHODS)
     if matrix.requires_grad and torch.is_grad_enabled():
-        found: Tensor = _Polar.apply(matrix, method)
-        return found
+        return _Polar.apply(matrix, method)
     return _polar(matrix.detach(), method)
 
 
 @isolated(grad=False)
 def inverse_square_root(gram: Tensor, tolerance: float, eigenvalues: bool = True) -> tuple[Tensor, Tensor]:
-    """G^(-1/2) of Hermitian positive definite matrices (..., n, n), and which are accurate (...,), in relative terms.
+    """Compute G^(-1/2) of Hermitian positive definite matrices, and which are accurate, in relative terms.
 
     Near a multiple of the identity, a binomial series whose remainder is below the tolerance; else by eigenvalues,
     where rounding in G costs eps lambda_max/lambda_min. Where that is above the tolerance, or `eigenvalues` is False,
     the result is zero and not accurate.
+
+    Args:
+        gram: G, (..., n, n).
+        tolerance: relative error that is accepted.
+        eigenvalues: decompose where the series does not serve.
+
+    Returns:
+        The roots (..., n, n), and booleans (...,).
     """
     flat = gram.reshape(-1, *gram.shape[-2:])
     mean = flat.diagonal(dim1=-2, dim2=-1).real.mean(-1)
@@ -138,7 +145,7 @@ def _binomial_series(off: Tensor, eye: Tensor, tolerance: float) -> Tensor | Non
 # ----------------------------------------------------------------------------------------------------------- private
 
 
-def _as_matrices(value: Any) -> Tensor:
+def _as_matrices(value: ArrayLike) -> Tensor:
     """A finite batch of dense real or complex matrices in single or double precision."""
     matrix = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value) + 0.0)
     if matrix.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
@@ -159,7 +166,7 @@ def _polar(A: Tensor, method: str) -> Tensor:
 
 
 def scaled_to_one(A: Tensor) -> Tensor:
-    """Each A[i] times a power of two, which is exact, so that its largest real or imaginary part is near 1.
+    """Scale each A[i] by a power of two, which is exact, so that its largest real or imaginary part is near 1.
 
     No square over- or underflows then. The polar factor does not change. Zero stays zero.
     """
@@ -171,12 +178,12 @@ def scaled_to_one(A: Tensor) -> Tensor:
 
 
 def accuracy(A: Tensor) -> float:
-    """Relative error that "auto" allows itself where it works through the Gram matrix, in float64."""
+    """Return the relative error that "auto" allows itself where it works through the Gram matrix, in float64."""
     return 1e-7 if A.dtype in (torch.float32, torch.complex64) else 1e-12
 
 
 def prefers_gram(rows: int, columns: int) -> bool:
-    """The Gram matrix is small and, for random entries, well-conditioned."""
+    """Say whether the Gram matrix is small and, for random entries, well-conditioned."""
     return max(rows, columns) >= 1.5 * min(rows, columns)
 
 
@@ -195,24 +202,24 @@ def _by_gram(A: Tensor, eigenvalues: bool = True) -> tuple[Tensor, Tensor]:
 
 
 def _gram(A: Tensor) -> Tensor:
-    found, good = _by_gram(A)
+    factor, good = _by_gram(A)
     if not bool(good.all()):
         raise ConvergenceError(
             f'method = "gram": {int((~good).sum())} of {len(good)} matrices are too close to singular for the Gram '
             'matrix, whose condition number is the square; "svd" or "auto" can take them'
         )
-    return found
+    return factor
 
 
 def _auto(A: Tensor) -> Tensor:
     if A.is_cuda:
-        found, residual = _polar_express(A)
+        factor, residual = _polar_express(A)
         good = residual <= _target(A)
     else:
-        found, good = _by_gram(A, prefers_gram(*A.shape[-2:]))
+        factor, good = _by_gram(A, prefers_gram(*A.shape[-2:]))
     if not bool(good.all()):
-        found[~good] = _svd(A[~good])
-    return found
+        factor[~good] = _svd(A[~good])
+    return factor
 
 
 def _target(A: Tensor) -> float:
@@ -283,13 +290,13 @@ def _checked(name: str, iteration: Callable[[Tensor], tuple[Tensor, Tensor]]) ->
     """An iteration that raises where a residual is left."""
 
     def method(A: Tensor) -> Tensor:
-        found, residual = iteration(A)
+        factor, residual = iteration(A)
         if not bool((residual <= 10 * _target(A)).all()):
             raise ConvergenceError(
                 f'method = "{name}": max ||X^H X - I||_F = {float(residual.max()):.3g} is left, since a matrix lacks '
                 'full rank to working precision; "svd" and "auto" return one of the nearest isometries'
             )
-        return found
+        return factor
 
     return method
 

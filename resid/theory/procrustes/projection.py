@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import as_kernel, as_pair, as_size, check_option
+from resid._arguments import ArrayLike, IntPair, as_kernel, as_pair, as_size, check_option
 from resid.errors import SizeError
 from resid.theory.conv_spectrum._geometry import (
     Taps,
@@ -44,23 +44,21 @@ from resid.theory.procrustes.polar import (
     scaled_to_one,
 )
 
-__all__ = [
-    "ProjectionReport",
-    "norm_preserving_scale",
-    "project_norm_preserving",
-    "projection_report",
-]
-
 #: Entries of the Gram matrices of one chunk.
 _CHUNK = 2**21
 
 
 def norm_preserving_scale(c_in: int, c_out: int, relu: bool = False) -> float:
-    """s = sqrt(c_out/min(c_in, c_out)), times sqrt(2) if a ReLU follows the convolution.
+    """Return s = sqrt(c_out/min(c_in, c_out)), times sqrt(2) if a ReLU follows the convolution.
 
     It keeps the gradient's mean squared norm exactly if the gradient's energy is spread evenly over the c_out
     dimensions of the output, and if a ReLU lets half of it pass; both are assumptions. For c_in >= c_out and without
     ReLU s = 1 keeps the norm of every gradient.
+
+    Args:
+        c_in: input channels.
+        c_out: output channels.
+        relu: whether a ReLU follows.
 
     Raises:
         SizeError: a number of channels that is no integer >= 1.
@@ -77,16 +75,16 @@ def norm_preserving_scale(c_in: int, c_out: int, relu: bool = False) -> float:
 
 @isolated
 def project_norm_preserving(
-    kernel: Any,
-    n: Any,
+    kernel: ArrayLike,
+    n: IntPair,
     relu: bool = False,
     repeats: int = 1,
     method: str = "auto",
-    stride: Any = 1,
-    groups: Any = 1,
-    dilation: Any = 1,
+    stride: IntPair = 1,
+    groups: int = 1,
+    dilation: IntPair = 1,
 ) -> Tensor:
-    """The kernel whose matrices A(w) are s times the polar factors of the given ones, cropped to its own taps.
+    """Project a kernel: replace its matrices A(w) by s times their polar factors, cropped to the kernel's own taps.
 
     Exact for 1 x 1 kernels and for kernels of stride x stride taps: every singular value is s. For 2 x 2 taps, stride 2
     and c_out <= 4 c_in that makes J^T an isometry, so that every gradient keeps its norm. For larger kernels the
@@ -100,16 +98,22 @@ def project_norm_preserving(
     Args:
         kernel: (c_out, c_in/groups, height, width), float32 or float64; may be non-contiguous.
         n: size of the input; for 1 x 1 kernels it does not matter. Rounded up to a multiple of the stride.
-        relu: whether a ReLU follows, for the scale. repeats: how often to project and crop.
+        relu: whether a ReLU follows, for the scale.
+        repeats: how often to project and crop.
         method: of `resid.theory.procrustes.polar_factor`.
-        stride, groups, dilation: of the convolution, as in `torch.nn.Conv2d`.
+        stride: of the convolution, integer or pair.
+        groups: of the convolution.
+        dilation: of the convolution, integer or pair.
 
     Returns:
         Shaped like `kernel`, same dtype and device.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError: bad input; half precision.
-        SizeError: n so small that two taps fall on one another. ConvergenceError: `method` cannot take this kernel.
+        ShapeError: `kernel` is no kernel, has half precision, or `groups` does not divide its output channels.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        OptionError: unknown method.
+        SizeError: a size that is no integer >= 1, or n so small that two taps fall on one another.
+        ConvergenceError: `method` cannot take this kernel.
 
     Source: Zaeemzadeh et al. 2018, Algorithm 1; strides, groups and dilations are this project's.
 
@@ -119,22 +123,26 @@ def project_norm_preserving(
         tensor([0.8485, 1.1314])
     """
     check_option("method", method, METHODS)
+    result = as_kernel("kernel", kernel, as_size("groups", groups))
     for _ in range(as_size("repeats", repeats)):
-        taps = _taps(kernel, n, stride, groups, dilation)
-        kernel = taps.kernel(_scale(taps, relu) * _nearest(taps, method))
-    found: Tensor = kernel
-    return found
+        taps = _taps(result, n, stride, groups, dilation)
+        result = taps.kernel(_scale(taps, relu) * _nearest(taps, method))
+    return result
 
 
 @dataclass(frozen=True)
 class ProjectionReport:
-    """What a projection reached.
+    """The singular values of a projected kernel, as `projection_report` measures them.
 
-    scale: s. sigma_min, sigma_max: least and largest singular value over s, of the matrices A(w) before any crop
-    (both 1) and here after it; those of the circular map. A layer that pads with zeros has other ones, which
-    `conv_singular_values` gives with padding="zeros"; it is no isometry unless the middle tap of its kernel is
-    the only one.
-    energy_lost: share of the energy of the uncropped kernel that the last crop cut off.
+    They are those of the circular map, over s, of the matrices A(w) after the crop; before it all are 1. A layer that
+    pads with zeros has other ones, which `conv_singular_values` gives with padding="zeros"; it is no isometry unless
+    the middle tap of its kernel is the only one.
+
+    Attributes:
+        scale: s.
+        sigma_min: least singular value over s.
+        sigma_max: largest singular value over s.
+        energy_lost: share of the energy of the uncropped kernel that the last crop cut off.
     """
 
     scale: float
@@ -145,18 +153,25 @@ class ProjectionReport:
 
 @isolated
 def projection_report(
-    kernel: Any, n: Any, relu: bool = False, stride: Any = 1, groups: Any = 1, dilation: Any = 1
+    kernel: ArrayLike, n: IntPair, relu: bool = False, stride: IntPair = 1, groups: int = 1, dilation: IntPair = 1
 ) -> ProjectionReport:
-    """Singular values over s of a projected kernel, with circular padding, and the energy that the crop has cost.
+    """Measure the singular values of a projected kernel over s, with circular padding, and the energy it lost.
 
     The uncropped kernel has the energy s^2 min(c, d), in all its taps together, c and d the sides of A(w); so the
     energy lost can be read from the projected kernel alone.
 
     Args:
-        kernel: what `project_norm_preserving` returned. The others: as there.
+        kernel: a result of `project_norm_preserving`.
+        n: size of the input, an integer or (height, width).
+        relu: whether a ReLU follows, for the scale.
+        stride: of the convolution, integer or pair.
+        groups: of the convolution.
+        dilation: of the convolution, integer or pair.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError, SizeError: bad input.
+        ShapeError: `kernel` is no kernel, or `groups` does not divide its output channels.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        SizeError: a size that is no integer >= 1, or n so small that two taps fall on one another.
 
     Example:
         >>> kernel = torch.randn(64, 3, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -181,7 +196,7 @@ def projection_report(
 # ----------------------------------------------------------------------------------------------------------- private
 
 
-def _taps(kernel: Any, n: Any, stride: Any, groups: Any, dilation: Any) -> Taps:
+def _taps(kernel: ArrayLike, n: IntPair, stride: IntPair, groups: int, dilation: IntPair) -> Taps:
     """The taps on the coarse grid, each of them by itself."""
     K = as_kernel("kernel", kernel, as_size("groups", groups))
     sizes, strides = as_pair("n", n), as_pair("stride", stride)
@@ -215,10 +230,10 @@ def _nearest(taps: Taps, method: str) -> Tensor:
         return _by_autocorrelation(taps)
     if method == "auto" and not gram and not values.is_cuda:
         method = "svd"  # which "auto" would end at
-    found = torch.zeros_like(values)
+    total = torch.zeros_like(values)
     for A, weight, cos, sin in transfer(taps):
-        found = found + backward_transfer(taps, polar_factor(A, method), weight, cos, sin)
-    return found
+        total = total + backward_transfer(taps, polar_factor(A, method), weight, cos, sin)
+    return total
 
 
 def _near_isometry(A: Tensor) -> bool:

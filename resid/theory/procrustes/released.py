@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import as_kernel, as_size
+from resid._arguments import ArrayLike, as_kernel, as_size
 from resid.errors import SizeError
-
-__all__ = ["coupled_newton_schulz", "released_projection"]
 
 
 @isolated
 def coupled_newton_schulz(gram: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Iteration (9): T = (3I - Z Y)/2, Y <- Y T, Z <- T Z from Y = G, Z = I; Y and Z after `steps` steps.
+    """Run iteration (9): T = (3I - Z Y)/2, Y <- Y T, Z <- T Z from Y = G, Z = I.
 
     For eigenvalues of G in (0, 3) Z tends to G^(-1/2), quadratically in the end; far from there a small eigenvalue of
     Z Y grows by a factor of about 9/4 in a step. For other G it tends to something else or diverges.
 
     Args:
-        gram: (..., n, n), real or complex. steps: how many.
+        gram: G, (..., n, n), real or complex.
+        steps: how many.
+
+    Returns:
+        Y and Z after `steps` steps.
 
     Source: Zaeemzadeh et al. 2018, equation (9); Higham 1997.
 
@@ -40,8 +41,8 @@ def coupled_newton_schulz(gram: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
 
 @isolated
-def released_projection(kernel: Any, n: int, slip: bool = True, steps: int = 10) -> Tensor:
-    """Algorithm 1 as released: all n^2 frequencies as real matrices of twice the size, ten coupled steps, the crop.
+def released_projection(kernel: ArrayLike, n: int, slip: bool = True, steps: int = 10) -> Tensor:
+    """Run Algorithm 1 as released: all n^2 frequencies as real matrices of twice the size, ten steps, the crop.
 
     A + iB is put into the real matrix [[A, B], [-B, A]], which stands for A - iB, and the result is read back as what
     stands in the upper and the lower left. So what is transformed back is the conjugate of the projected spectrum,
@@ -49,10 +50,15 @@ def released_projection(kernel: Any, n: int, slip: bool = True, steps: int = 10)
     what the uncropped kernel has at the negative of the others.
 
     Args:
-        kernel: (d, c, k, k). n: size of the map. slip: False for the right sign. steps: of iteration (9).
+        kernel: (d, c, k, k).
+        n: size of the map.
+        slip: False for the right sign.
+        steps: of iteration (9).
 
     Raises:
-        ShapeError, NotFiniteError, SizeError: bad input, or n smaller than the kernel.
+        ShapeError: `kernel` is no kernel.
+        NotFiniteError: `kernel` holds NaN or infinity.
+        SizeError: `n` is no integer >= 1, or smaller than the kernel.
 
     Example:
         >>> shift = torch.zeros(1, 1, 3, 3)
@@ -70,7 +76,7 @@ def released_projection(kernel: Any, n: int, slip: bool = True, steps: int = 10)
     gram = block.mT @ block
     norm = torch.linalg.matrix_norm(gram)[..., None, None].clamp_min(1)
     root = coupled_newton_schulz(gram / norm, steps)[1] / norm.sqrt()
-    found = math.sqrt(d / c) * (block @ root)
-    spectrum = torch.complex(found[..., :d, :c], found[..., d:, :c])
+    projected = math.sqrt(d / c) * (block @ root)
+    spectrum = torch.complex(projected[..., :d, :c], projected[..., d:, :c])
     whole = torch.fft.ifft2(spectrum.permute(2, 3, 0, 1)).real
     return whole[..., :height, :width].contiguous()

@@ -152,19 +152,19 @@ def _backward(
     m = len(trace.residual)
     eye = torch.eye(d, dtype=W.dtype, device=W.device).expand(m, d, d)
     G = W.new_empty(units * length, m, d, d)
-    found: dict[tuple[int, int], Tensor] = {}
+    place_gradients: dict[tuple[int, int], Tensor] = {}
     through = eye
     for r in reversed(range(units)):
         path = through
         for place in reversed(range(length + 1)):
             if place in where:
-                found[r, place] = (trace.residual[:, None] @ path)[:, 0]
+                place_gradients[r, place] = (trace.residual[:, None] @ path)[:, 0]
                 path = path * trace.slopes[r, place][:, None, :]
             if place:
                 G[r * length + place - 1] = path
                 path = (path.reshape(m * d, d) @ W[r, place - 1]).view(m, d, d)
         through = through + path if shortcut else path
-    return G, found
+    return G, place_gradients
 
 
 def _add_chunk(

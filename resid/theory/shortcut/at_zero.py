@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import as_covariance, as_depth, as_real, as_samples, as_square, check_option
+from resid._arguments import ArrayLike, as_covariance, as_depth, as_real, as_samples, as_square, check_option
 from resid.errors import DepthError, OptionError, ShapeError
 from resid.theory.shortcut._activation import ACTIVATIONS, activate, derivatives
 
 
 @isolated
-def moment_difference(X: Any, Y: Any, activation: str = "linear", position: str = "mid") -> Tensor:
-    """M = c (1/m) sum (x - y) sigma_pre(x)^T (d, d), which decides the Hessian at zero of a 2-shortcut network.
+def moment_difference(X: ArrayLike, Y: ArrayLike, activation: str = "linear", position: str = "mid") -> Tensor:
+    """Compute M = c (1/m) sum (x - y) sigma_pre(x)^T, which decides the Hessian at zero of a 2-shortcut network.
 
     c is the slope of the activation at zero where it stands at "mid" or "post", and 1 otherwise. For a linear network
     M = Sigma_XX - Sigma_YX.
 
     Args:
-        X, Y: (m, d). activation, position: as for `ShortcutNetwork`.
+        X: inputs (m, d).
+        Y: labels (m, d).
+        activation: "linear", "relu", "tanh" or "silu".
+        position: where it stands in a unit, "pre", "mid" or "post".
+
+    Returns:
+        M, (d, d).
 
     Raises:
         OptionError: unknown activation or position, or ReLU at "mid" or "post": there the loss has no Hessian at zero
-            (see `neuron_matrices`). ShapeError, NotFiniteError: bad data.
+            (`neuron_matrices` has what there is instead).
+        ShapeError: `X` and `Y` have different shapes, or no rows.
+        NotFiniteError: an argument holds NaN or infinity.
+
+    Source: Li et al. 2016, Theorem 2.
 
     Example:
         >>> moment_difference([[1.0], [3.0]], [[2.0], [4.0]])
@@ -48,8 +57,8 @@ def moment_difference(X: Any, Y: Any, activation: str = "linear", position: str 
 
 
 @isolated
-def hessian_at_zero(length: int, units: int, M: Any, sigma: Any = None) -> Tensor:
-    """Hessian (N, N) at zero weights of an n-shortcut network, rows ordered like `weights.flatten()`.
+def hessian_at_zero(length: int, units: int, M: ArrayLike, sigma: ArrayLike | None = None) -> Tensor:
+    """Assemble the Hessian (N, N) at zero weights of an n-shortcut network, rows ordered like `weights.flatten()`.
 
     length 1: blocks of Toeplitz form, B on the diagonal, A everywhere below and A^T above, for a linear network:
     ``B[ab, ce] = delta_ac sigma_be`` and ``A[ab, ce] = delta_ac sigma_be + delta_bc M_ae``.
@@ -58,12 +67,18 @@ def hessian_at_zero(length: int, units: int, M: Any, sigma: Any = None) -> Tenso
     length >= 3: zero.
 
     Args:
-        length: matrices per unit. units: number of units.
-        M: (d, d), see `moment_difference`.
+        length: matrices per unit, n.
+        units: number of units.
+        M: (d, d), from `moment_difference`.
         sigma: (d, d), (1/m) sum x x^T for length 1; default the identity (whitened inputs).
 
     Raises:
-        DepthError, ShapeError, NotFiniteError, CovarianceError: bad input.
+        DepthError: `length` or `units` is no integer >= 1.
+        ShapeError: `M` or `sigma` has the wrong shape.
+        NotFiniteError: an argument holds NaN or infinity.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
+
+    Source: Li et al. 2016, Theorem 2.
 
     Example:
         >>> hessian_at_zero(2, 1, [[3.0]])
@@ -94,16 +109,22 @@ def hessian_at_zero(length: int, units: int, M: Any, sigma: Any = None) -> Tenso
 
 
 @isolated
-def hessian_spectrum_at_zero(units: int, M: Any) -> Tensor:
-    """Eigenvalues of the Hessian at zero of a 2-shortcut network, ascending: +-sigma_i(M), each d * units times.
+def hessian_spectrum_at_zero(units: int, M: ArrayLike) -> Tensor:
+    """Compute the eigenvalues of the Hessian at zero of a 2-shortcut network: +-sigma_i(M), each d * units times.
 
     One d x d singular value decomposition, whatever the depth.
 
     Args:
-        units: number of units. M: (d, d), see `moment_difference`.
+        units: number of units.
+        M: (d, d), from `moment_difference`.
+
+    Returns:
+        (2 d^2 units,), ascending.
 
     Raises:
-        DepthError, ShapeError, NotFiniteError: bad input.
+        DepthError: `units` is no integer >= 1.
+        ShapeError: `M` is not square.
+        NotFiniteError: `M` holds NaN or infinity.
 
     Example:
         >>> hessian_spectrum_at_zero(1, [[3.0]])
@@ -115,8 +136,8 @@ def hessian_spectrum_at_zero(units: int, M: Any) -> Tensor:
 
 
 @isolated(grad=False)
-def length_one_growth_bound(units: int, M: Any, sigma: Any = None) -> float:
-    """A lower bound on the condition number at zero of a linear 1-shortcut network, our own.
+def length_one_growth_bound(units: int, M: ArrayLike, sigma: ArrayLike | None = None) -> float:
+    """Bound the condition number at zero of a linear 1-shortcut network from below; this project's.
 
     lambda_max(B + (units - 1)(A + A^T)/2) / sigma_max(M), with the blocks of `hessian_at_zero`. It holds for the least
     absolute eigenvalue, and for every quantile of the absolute eigenvalues, interpolated as `condition_number` does, up
@@ -133,8 +154,11 @@ def length_one_growth_bound(units: int, M: Any, sigma: Any = None) -> float:
         sigma: (d, d), Sigma_XX; default the identity (whitened inputs).
 
     Raises:
-        DepthError: units is no integer >= 2. ShapeError, NotFiniteError, CovarianceError: bad M or sigma.
-        OptionError: M is zero.
+        DepthError: `units` is no integer >= 2.
+        OptionError: `M` is zero.
+        ShapeError: `M` or `sigma` has the wrong shape.
+        NotFiniteError: an argument holds NaN or infinity.
+        CovarianceError: `sigma` is not symmetric positive semidefinite.
 
     Example:
         >>> length_one_growth_bound(2, [[0.5, 0.0], [0.0, 0.5]])  # eigenvalues 1/2 four times, 3/2, 5/2 three times
@@ -153,18 +177,21 @@ def length_one_growth_bound(units: int, M: Any, sigma: Any = None) -> float:
 
 
 @isolated
-def neuron_matrices(W1: Any, X: Any, Y: Any) -> Tensor:
-    """M(w) = (1/m) sum over samples with w.x > 0 of (x - y) x^T, for each row w of `W1`: shape (rows, d, d).
+def neuron_matrices(W1: ArrayLike, X: ArrayLike, Y: ArrayLike) -> Tensor:
+    """Compute M(w) = (1/m) sum over samples with w.x > 0 of (x - y) x^T for each row w of `W1`: (rows, d, d).
 
     Close to zero a 2-shortcut network with ReLU at "mid" has, for each hidden neuron with incoming weights w and
     outgoing weights v, the second-order part v^T M(w) w, and its Hessian has the eigenvalues +- the singular values of
     these matrices. Only the average of M(w) and M(-w) is the M/2 that a slope of 1/2 at zero would give.
 
     Args:
-        W1: incoming weights (rows, d). X, Y: (m, d).
+        W1: incoming weights (rows, d).
+        X: inputs (m, d).
+        Y: labels (m, d).
 
     Raises:
-        ShapeError, NotFiniteError: bad input.
+        ShapeError: shapes that do not fit.
+        NotFiniteError: an argument holds NaN or infinity.
     """
     X, Y = as_samples(X, Y)
     Y = Y.to(X)
@@ -176,18 +203,20 @@ def neuron_matrices(W1: Any, X: Any, Y: Any) -> Tensor:
 
 
 @isolated(grad=False)
-def whitened_condition_bound(shares: Any) -> float:
-    """(1 + s) / (1 - s): the condition number of a linear 2-shortcut network at zero is at most this, our own.
+def whitened_condition_bound(shares: ArrayLike) -> float:
+    """Bound the condition number of a linear 2-shortcut network at zero by (1 + s) / (1 - s); this project's.
 
     For centred and whitened inputs and one-hot labels; s^2 is the largest eigenvalue of diag(p) - p p^T, the covariance
     of the labels, with p the shares of the classes. Then s is the most that a singular value of Sigma_YX can be, and
     M = I - Sigma_YX. Since s^2 <= min(max p, 1/2), the bound is at most 3 + 2 sqrt(2), whatever the shares.
 
     Args:
-        shares: (K,), at least two of them positive, with the sum 1.
+        shares: of the classes, (K,), at least two of them positive, with the sum 1.
 
     Raises:
-        OptionError: other shares. ShapeError, NotFiniteError: no vector of numbers.
+        OptionError: other shares.
+        ShapeError: no vector.
+        NotFiniteError: `shares` holds NaN or infinity.
 
     Example:
         >>> round(whitened_condition_bound([0.9, 0.1]), 3), round(whitened_condition_bound([0.1] * 10), 3)

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from resid._arguments import as_real, as_samples, as_whole, check_option
+from resid._arguments import ArrayLike, as_real, as_samples, as_whole, check_option
 from resid.errors import OptionError, ShapeError
 from resid.theory.shortcut import _native
 from resid.theory.shortcut._activation import activate, derivatives
@@ -19,8 +18,6 @@ from resid.theory.shortcut._closed_form import places
 from resid.theory.shortcut._moments import excess_and_gradient
 from resid.theory.shortcut.network import ShortcutNetwork, best_map, second_moments
 from resid.theory.targets import random_rotation
-
-__all__ = ["INITS", "KERNELS", "Descent", "choose_kernel", "descend", "initial_weights"]
 
 INITS = ("xavier", "orthogonal")
 KERNELS = ("auto", "native", "torch")
@@ -36,12 +33,14 @@ _STORED_GPU = 1 << 29
 
 @dataclass(frozen=True)
 class Descent:
-    """Result of `descend` for `runs` networks.
+    """The result of `descend` for `runs` networks.
 
-    loss: (epochs + 1, runs), before the first step to after the last; for linear networks above that of the best
-    matrix; infinite from the epoch in which a run has diverged. gradient_norm: (epochs + 1, runs), NaN where a run has
-    diverged. weights: epoch -> weights (runs, units, length, d, d), for the epochs asked for and the last; NaN after
-    divergence.
+    Attributes:
+        loss: (epochs + 1, runs), before the first step to after the last; for linear networks above that of the best
+            matrix; infinite from the epoch in which a run has diverged.
+        gradient_norm: (epochs + 1, runs), NaN where a run has diverged.
+        weights: epoch -> weights (runs, units, length, d, d), for the epochs asked for and the last; NaN after
+            divergence.
     """
 
     loss: Tensor
@@ -55,11 +54,13 @@ class Descent:
 
 
 def initial_weights(network: ShortcutNetwork, init: str, generator: Generator, scale: float = 1.0) -> Tensor:
-    """Weights (units, length, d, d) of a network, float64.
+    """Sample initial weights (units, length, d, d) of a network, float64.
 
     Args:
+        network: whose weights.
         init: "xavier", Gaussian of variance 2/(fan_in + fan_out) = 1/d, or "orthogonal", Haar-distributed on O(d).
-        generator: source of randomness. scale: factor; Li et al. start shortcut networks at 0.01 times Xavier.
+        generator: source of randomness.
+        scale: factor; Li et al. start shortcut networks at 0.01 times Xavier.
 
     Raises:
         OptionError: unknown init.
@@ -70,14 +71,19 @@ def initial_weights(network: ShortcutNetwork, init: str, generator: Generator, s
     if init == "xavier":
         return scale * torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(d)
     count = network.units * network.length
-    found = torch.stack([random_rotation(d, generator) for _ in range(count)])
+    turns = torch.stack([random_rotation(d, generator) for _ in range(count)])
     reflect = torch.rand(count, generator=generator) < 0.5  # half of O(d) has determinant -1
-    found[reflect, 0] *= -1
-    return scale * found.view(shape)
+    turns[reflect, 0] *= -1
+    return scale * turns.view(shape)
 
 
 def choose_kernel(network: ShortcutNetwork, weights: Tensor, kernel: str = "auto") -> str:
-    """What `descend` computes with: "moments", "native" or "torch".
+    """Choose what `descend` computes with: "moments", "native" or "torch".
+
+    Args:
+        network: the network to train.
+        weights: any tensor of the weights' dtype and device.
+        kernel: "auto", "native" or "torch".
 
     Raises:
         OptionError: unknown kernel, or one that cannot serve here.
@@ -95,32 +101,40 @@ def choose_kernel(network: ShortcutNetwork, weights: Tensor, kernel: str = "auto
 
 def descend(
     network: ShortcutNetwork,
-    weights: Any,
-    learning_rates: Any,
-    X: Any,
-    Y: Any,
+    weights: ArrayLike,
+    learning_rates: float | ArrayLike,
+    X: ArrayLike,
+    Y: ArrayLike,
     epochs: int,
     keep: Iterable[int] = (),
     progress: Callable[[int], None] | None = None,
     kernel: str = "auto",
 ) -> Descent:
-    """Gradient descent on the loss over all samples, for many networks of one shape at once.
+    """Run gradient descent on the loss over all samples, for many networks of one shape at once.
 
     A linear network is trained on the second moments of the data, at a cost that does not depend on their number; any
     other on the data, in chunks, in the precision of `weights`. Runs do not influence each other: one that diverges is
     taken out and its loss is infinite from then on.
 
     Args:
-        weights: (runs, units, length, d, d). learning_rates: (runs,) or a number. X, Y: (m, d).
-        epochs: number of steps. keep: epochs whose weights are kept. progress: called with each epoch, from 0.
+        network: shape and activation of all of them.
+        weights: initial weights (runs, units, length, d, d).
+        learning_rates: (runs,) or a number, > 0.
+        X: inputs (m, d).
+        Y: labels (m, d).
+        epochs: number of steps, >= 0.
+        keep: epochs whose weights are kept.
+        progress: called with each epoch, from 0.
         kernel: "native" is C++, compiled at the first call, for ReLU between the matrices on a CPU, and several times
             as fast as "torch"; "auto" takes it where it can. They differ by rounding.
 
     Returns:
-        `Descent`; deterministic for a given machine, kernel and number of threads.
+        A `Descent`; deterministic for a given machine, kernel and number of threads.
 
     Raises:
-        ShapeError, NotFiniteError, OptionError: bad input.
+        ShapeError: shapes that do not fit, or a learning rate that is not positive.
+        NotFiniteError: an argument holds NaN or infinity.
+        OptionError: `epochs`, `keep` or `kernel` cannot be used.
 
     Example:
         >>> network, eye = ShortcutNetwork(1, 1, 1), torch.eye(1, dtype=torch.float64)
@@ -144,7 +158,7 @@ def descend(
     runs = len(W)
     rates = rates.expand(runs)
     loss, norm = W.new_full((count + 1, runs), math.inf), W.new_full((count + 1, runs), math.nan)
-    kept: dict[int, Tensor] = {}
+    saved: dict[int, Tensor] = {}
     active = torch.arange(runs, device=W.device)
     first = None
     for epoch in range(count + 1):
@@ -156,20 +170,20 @@ def descend(
         loss[epoch, active] = value.clamp_min(0)
         norm[epoch, active] = gradient.flatten(1).norm(dim=1)
         if epoch in wanted:
-            kept[epoch] = W.new_full((runs, *expected), math.nan).index_copy_(0, active, W)
+            saved[epoch] = W.new_full((runs, *expected), math.nan).index_copy_(0, active, W)
         if progress is not None:
             progress(epoch)
         if not len(active):
             break
         if epoch < count:
             W = W - rates[active][:, None, None, None, None] * gradient
-    for epoch in wanted - kept.keys():
-        kept[epoch] = W.new_full((runs, *expected), math.nan)
-    return Descent(loss, norm, kept)
+    for epoch in wanted - saved.keys():
+        saved[epoch] = W.new_full((runs, *expected), math.nan)
+    return Descent(loss, norm, saved)
 
 
 def _evaluator(
-    network: ShortcutNetwork, X: Any, Y: Any, like: Tensor, kernel: str
+    network: ShortcutNetwork, X: ArrayLike, Y: ArrayLike, like: Tensor, kernel: str
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """weights -> (loss, gradient) for a batch of networks."""
     X, Y = as_samples(X, Y, f"(m, {network.width})")
@@ -195,8 +209,8 @@ def _loss_and_gradient(network: ShortcutNetwork, W: Tensor, X: Tensor, Y: Tensor
     else:
         group, step = runs, max(1, _STORED_GPU // (runs * width * network.depth))
     with torch.inference_mode():
-        found = [_in_chunks(network, part, X, Y, step) for part in W.split(group)]
-    return torch.cat([loss for loss, _ in found]), torch.cat([gradient for _, gradient in found])
+        parts = [_in_chunks(network, part, X, Y, step) for part in W.split(group)]
+    return torch.cat([loss for loss, _ in parts]), torch.cat([gradient for _, gradient in parts])
 
 
 def _in_chunks(network: ShortcutNetwork, W: Tensor, X: Tensor, Y: Tensor, step: int) -> tuple[Tensor, Tensor]:

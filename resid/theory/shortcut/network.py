@@ -11,13 +11,13 @@ input, and rows and columns of a Hessian are ordered like `weights.flatten()`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
 from resid._arguments import (
+    ArrayLike,
     as_covariance,
     as_depth,
     as_real,
@@ -30,34 +30,6 @@ from resid.errors import OptionError, ShapeError
 from resid.theory.shortcut._activation import ACTIVATIONS, activate
 from resid.theory.shortcut._closed_form import data_hessian, linear_hessian, places
 from resid.theory.shortcut._moments import excess_and_gradient, linear_parts
-from resid.theory.shortcut.at_zero import (
-    hessian_at_zero,
-    hessian_spectrum_at_zero,
-    length_one_growth_bound,
-    moment_difference,
-    neuron_matrices,
-    whitened_condition_bound,
-)
-from resid.theory.shortcut.spectrum import condition_number, condition_number_limit, hessian_eigenvalues, hessian_index
-
-__all__ = [
-    "ShortcutNetwork",
-    "balanced_hessian_spectrum",
-    "best_map",
-    "condition_number",
-    "condition_number_limit",
-    "hessian_at_zero",
-    "hessian_eigenvalues",
-    "hessian_index",
-    "hessian_spectrum_at_zero",
-    "least_linear_loss",
-    "length_one_growth_bound",
-    "moment_difference",
-    "neuron_matrices",
-    "orthogonal_as_shortcut",
-    "second_moments",
-    "whitened_condition_bound",
-]
 
 POSITIONS = ("pre", "mid", "post")
 
@@ -67,7 +39,9 @@ class ShortcutNetwork:
     """An n-shortcut network (Li et al. 2016, Definitions 1 and 2), or the plain network with the same weights.
 
     Args:
-        length: weight matrices per unit, n >= 1. units: number of units, >= 1. width: d >= 1.
+        length: weight matrices per unit, n >= 1.
+        units: number of units, >= 1.
+        width: d >= 1.
         activation: "linear", "relu", "tanh" or "silu" (smooth, sigma(0) = 0, sigma'(0) = 1/2).
         position: where it stands in a unit: "pre" (before the first matrix), "mid" (between matrices) or "post".
         shortcut: whether units add their input; False for the plain network.
@@ -113,11 +87,16 @@ class ShortcutNetwork:
         return self.depth * self.width**2
 
     @isolated
-    def forward(self, weights: Any, X: Any) -> Tensor:
-        """Outputs (..., m, d) for weights (..., units, length, d, d) and inputs X (m, d); differentiable.
+    def forward(self, weights: ArrayLike, X: ArrayLike) -> Tensor:
+        """Compute outputs (..., m, d); differentiable.
+
+        Args:
+            weights: (..., units, length, d, d).
+            X: inputs (m, d).
 
         Raises:
-            ShapeError, NotFiniteError: weights or X of another shape, or with NaN.
+            ShapeError: weights or inputs of another shape.
+            NotFiniteError: an argument holds NaN or infinity.
         """
         W, X = self._weights(weights), self._data("X", X)
         X = X.to(W)
@@ -134,11 +113,17 @@ class ShortcutNetwork:
         return h
 
     @isolated
-    def loss(self, weights: Any, X: Any, Y: Any) -> Tensor:
-        """(1/2m) sum ||y_hat - y||^2, shape (...); differentiable.
+    def loss(self, weights: ArrayLike, X: ArrayLike, Y: ArrayLike) -> Tensor:
+        """Compute (1/2m) sum ||y_hat - y||^2, shape (...); differentiable.
+
+        Args:
+            weights: (..., units, length, d, d).
+            X: inputs (m, d).
+            Y: labels (m, d).
 
         Raises:
-            ShapeError, NotFiniteError: shapes that do not fit, or NaN.
+            ShapeError: shapes that do not fit.
+            NotFiniteError: an argument holds NaN or infinity.
         """
         output = self.forward(weights, X)
         Y = self._data("Y", Y)
@@ -147,57 +132,59 @@ class ShortcutNetwork:
         return (output - Y.to(output)).square().sum((-2, -1)) / (2 * len(Y))
 
     @isolated
-    def linear_map(self, weights: Any) -> Tensor:
-        """The matrix (..., d, d) of a linear network; differentiable.
+    def linear_map(self, weights: ArrayLike) -> Tensor:
+        """Return the matrix (..., d, d) of a linear network; differentiable.
+
+        Args:
+            weights: (..., units, length, d, d).
 
         Raises:
-            OptionError: the network is not linear. ShapeError, NotFiniteError: other bad weights.
+            OptionError: the network is not linear.
+            ShapeError: weights of another shape.
+            NotFiniteError: `weights` holds NaN or infinity.
         """
         self._check_linear("linear_map")
         return linear_parts(self._weights(weights), self.shortcut)[2][-1]
 
     @isolated
-    def excess_loss(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> Tensor:
-        """Loss (...) of a linear network above the least loss of a linear map, from the moments; differentiable.
-
-        Computed from the distance to the best map and not as a difference of losses, so that it is accurate near 0.
-
-        Raises:
-            OptionError, ShapeError, NotFiniteError, CovarianceError: bad input.
-        """
-        self._check_linear("excess_loss")
-        return self._excess_and_gradient(weights, sigma_xx, sigma_yx)[0].clamp_min(0)
-
-    @isolated
-    def gradient_from_moments(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> Tensor:
-        """Gradient of the loss of a linear network, shaped like `weights`; the number of samples does not matter.
+    def gradient_from_moments(self, weights: ArrayLike, sigma_xx: ArrayLike, sigma_yx: ArrayLike) -> Tensor:
+        """Compute the gradient of the loss of a linear network, shaped like `weights`, from the moments of the data.
 
         Args:
             weights: (..., units, length, d, d); leading axes are networks of their own.
-            sigma_xx: (1/m) sum x x^T. sigma_yx: (1/m) sum y x^T. Both (d, d).
+            sigma_xx: (1/m) sum x x^T, (d, d).
+            sigma_yx: (1/m) sum y x^T, (d, d).
 
         Raises:
-            OptionError, ShapeError, NotFiniteError, CovarianceError: bad input.
+            OptionError: the network is not linear.
+            ShapeError: shapes that do not fit.
+            NotFiniteError: an argument holds NaN or infinity.
+            CovarianceError: `sigma_xx` is not symmetric positive semidefinite.
         """
         self._check_linear("gradient_from_moments")
-        return self._excess_and_gradient(weights, sigma_xx, sigma_yx)[1]
+        W = self._weights(weights)
+        xx, yx = self._moments(sigma_xx, sigma_yx, W)
+        return excess_and_gradient(W, xx, best_map(xx, yx), self.shortcut)[1]
 
     @isolated(grad=False)
-    def hessian(self, weights: Any, X: Any, Y: Any) -> Tensor:
-        """Hessian (N, N) of the loss, in closed form, N = units length d^2.
+    def hessian(self, weights: ArrayLike, X: ArrayLike, Y: ArrayLike) -> Tensor:
+        """Compute the Hessian (N, N) of the loss, in closed form, N = units length d^2.
 
         A linear network needs the moments of the data alone. For ReLU it is the Hessian on the linear region in which
         the weights lie, as automatic differentiation gives it; where an argument of ReLU is exactly 0, as at zero
         weights, the loss has no Hessian, and the slope 0 is taken as in PyTorch.
 
         Args:
-            weights: (units, length, d, d). X, Y: (m, d).
+            weights: (units, length, d, d).
+            X: inputs (m, d).
+            Y: labels (m, d).
 
         Returns:
             (N, N), dtype and device of `weights`.
 
         Raises:
-            ShapeError, NotFiniteError: bad input.
+            ShapeError: shapes that do not fit.
+            NotFiniteError: an argument holds NaN or infinity.
 
         Example:
             >>> network, eye = ShortcutNetwork(2, 1, 1), torch.ones(1, 1, dtype=torch.float64)
@@ -214,11 +201,19 @@ class ShortcutNetwork:
         return data_hessian(W, X, Y, self.activation, self.position, self.shortcut)
 
     @isolated(grad=False)
-    def hessian_from_moments(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> Tensor:
-        """Hessian (N, N) of the loss of a linear network from the moments (1/m) sum x x^T and (1/m) sum y x^T.
+    def hessian_from_moments(self, weights: ArrayLike, sigma_xx: ArrayLike, sigma_yx: ArrayLike) -> Tensor:
+        """Compute the Hessian (N, N) of the loss of a linear network from the moments of the data.
+
+        Args:
+            weights: (units, length, d, d).
+            sigma_xx: (1/m) sum x x^T, (d, d).
+            sigma_yx: (1/m) sum y x^T, (d, d).
 
         Raises:
-            OptionError: the network is not linear. ShapeError, NotFiniteError, CovarianceError: bad input.
+            OptionError: the network is not linear.
+            ShapeError: shapes that do not fit.
+            NotFiniteError: an argument holds NaN or infinity.
+            CovarianceError: `sigma_xx` is not symmetric positive semidefinite.
         """
         self._check_linear("hessian_from_moments")
         W = self._one(weights)
@@ -226,46 +221,46 @@ class ShortcutNetwork:
 
     # ------------------------------------------------------------------------------------------------------- private
 
-    def _excess_and_gradient(self, weights: Any, sigma_xx: Any, sigma_yx: Any) -> tuple[Tensor, Tensor]:
-        W = self._weights(weights)
-        xx, yx = self._moments(sigma_xx, sigma_yx, W)
-        return excess_and_gradient(W, xx, best_map(xx, yx), self.shortcut)
-
-    def _weights(self, weights: Any) -> Tensor:
+    def _weights(self, weights: ArrayLike) -> Tensor:
         W = as_real("weights", weights)
         expected = (self.units, self.length, self.width, self.width)
         if W.shape[-4:] != expected:
             raise ShapeError(f"weights has shape {tuple(W.shape)}: (..., {', '.join(map(str, expected))}) is needed")
         return W
 
-    def _one(self, weights: Any) -> Tensor:
+    def _one(self, weights: ArrayLike) -> Tensor:
         W = self._weights(weights).detach()
         if W.ndim != 4:
             raise ShapeError(f"weights has shape {tuple(W.shape)}: one network (units, length, d, d) is needed")
         return W
 
-    def _data(self, name: str, data: Any) -> Tensor:
+    def _data(self, name: str, data: ArrayLike) -> Tensor:
         rows = as_real(name, data)
         if rows.ndim != 2 or rows.shape[1] != self.width or not len(rows):
             raise ShapeError(f"{name} has shape {tuple(rows.shape)}: (m, {self.width}), m >= 1, is needed")
         return rows
 
-    def _moments(self, sigma_xx: Any, sigma_yx: Any, W: Tensor) -> tuple[Tensor, Tensor]:
+    def _moments(self, sigma_xx: ArrayLike, sigma_yx: ArrayLike, W: Tensor) -> tuple[Tensor, Tensor]:
         yx = as_square("sigma_yx", sigma_yx)
         check_same_dimension("sigma_yx", yx, self.width, "the network")
         return as_covariance("sigma_xx", sigma_xx, self.width).to(W), yx.to(W)
 
-    def _check_linear(self, what: str) -> None:
+    def _check_linear(self, method: str) -> None:
         if self.activation != "linear":
-            raise OptionError(f"{what} needs a linear network, not activation = {self.activation!r}: use `hessian`")
+            raise OptionError(f"{method} needs a linear network, not activation = {self.activation!r}: use `hessian`")
 
 
 @isolated
-def second_moments(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
-    """(1/m) sum x x^T and (1/m) sum y x^T, both (d, d), of data X, Y (m, d).
+def second_moments(X: ArrayLike, Y: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Compute (1/m) sum x x^T and (1/m) sum y x^T, both (d, d), of data.
+
+    Args:
+        X: inputs (m, d).
+        Y: labels (m, d).
 
     Raises:
-        ShapeError, NotFiniteError: X and Y of different shapes, empty, or with NaN.
+        ShapeError: `X` and `Y` have different shapes, or no rows.
+        NotFiniteError: an argument holds NaN or infinity.
 
     Example:
         >>> second_moments([[1.0], [3.0]], [[2.0], [4.0]])
@@ -277,11 +272,17 @@ def second_moments(X: Any, Y: Any) -> tuple[Tensor, Tensor]:
 
 
 @isolated
-def best_map(sigma_xx: Any, sigma_yx: Any) -> Tensor:
-    """The matrix (d, d) of least loss, Sigma_YX Sigma_XX^+ with the pseudoinverse; from the two moments.
+def best_map(sigma_xx: ArrayLike, sigma_yx: ArrayLike) -> Tensor:
+    """Compute the matrix (d, d) of least loss, Sigma_YX Sigma_XX^+ with the pseudoinverse, from the two moments.
+
+    Args:
+        sigma_xx: (1/m) sum x x^T, (d, d).
+        sigma_yx: (1/m) sum y x^T, (d, d).
 
     Raises:
-        ShapeError, NotFiniteError, CovarianceError: bad input.
+        ShapeError: shapes that do not fit.
+        NotFiniteError: an argument holds NaN or infinity.
+        CovarianceError: `sigma_xx` is not symmetric positive semidefinite.
 
     Example:
         >>> best_map([[2.0]], [[6.0]])
@@ -293,11 +294,16 @@ def best_map(sigma_xx: Any, sigma_yx: Any) -> Tensor:
 
 
 @isolated(grad=False)
-def least_linear_loss(X: Any, Y: Any) -> float:
-    """Least loss (1/2m) sum ||Wx - y||^2 over all matrices W, for data X, Y (m, d).
+def least_linear_loss(X: ArrayLike, Y: ArrayLike) -> float:
+    """Compute the least loss (1/2m) sum ||Wx - y||^2 over all matrices W.
+
+    Args:
+        X: inputs (m, d).
+        Y: labels (m, d).
 
     Raises:
-        ShapeError, NotFiniteError: as `second_moments`.
+        ShapeError: `X` and `Y` have different shapes, or no rows.
+        NotFiniteError: an argument holds NaN or infinity.
     """
     xx, yx = second_moments(X, Y)
     Y = as_real("Y", Y).to(xx)
@@ -305,8 +311,8 @@ def least_linear_loss(X: Any, Y: Any) -> float:
 
 
 @isolated
-def balanced_hessian_spectrum(R: Any, depth: int) -> Tensor:
-    """The d^2 eigenvalues that need not vanish of the Hessian at a balanced minimiser with the map R, our own.
+def balanced_hessian_spectrum(R: ArrayLike, depth: int) -> Tensor:
+    """Compute the d^2 eigenvalues that need not vanish of the Hessian at a balanced minimiser with the map R.
 
     The network has `depth` matrices (no shortcuts, or shortcuts of length 1 with I + W for the matrices), inputs are
     whitened and R is the best map. Balanced means W_(i+1)^T W_(i+1) = W_i W_i^T. With s the singular values of R the
@@ -314,13 +320,16 @@ def balanced_hessian_spectrum(R: Any, depth: int) -> Tensor:
     condition number on them is (s_max/s_min)^(2 (depth - 1)/depth).
 
     Args:
-        R: (d, d). depth: number of matrices, >= 1.
+        R: (d, d).
+        depth: number of matrices, >= 1.
 
     Returns:
         (d^2,), ascending; where R is singular and depth >= 2, some are 0.
 
     Raises:
-        DepthError, ShapeError, NotFiniteError: bad input.
+        DepthError: `depth` is no integer >= 1.
+        ShapeError: `R` is not square.
+        NotFiniteError: `R` holds NaN or infinity.
 
     Example:
         >>> balanced_hessian_spectrum([[4.0, 0.0], [0.0, 1.0]], depth=2)  # s_a + s_b
@@ -333,8 +342,8 @@ def balanced_hessian_spectrum(R: Any, depth: int) -> Tensor:
 
 
 @isolated(grad=False)
-def orthogonal_as_shortcut(Q: Any) -> tuple[Tensor, Tensor]:
-    """Plain linear network with orthogonal weights as a 1-shortcut network at zero (an identity of this project).
+def orthogonal_as_shortcut(Q: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Write a plain linear network with orthogonal weights as a 1-shortcut network at zero; our identity.
 
     With U_l = Q_l ... Q_1 and W_l = Q_l + U_l V_l U_(l-1)^T the plain product W_D ... W_1 equals
     U_D (I + V_D) ... (I + V_1). So the plain network at W has the loss of the 1-shortcut network at V on labels
@@ -348,7 +357,8 @@ def orthogonal_as_shortcut(Q: Any) -> tuple[Tensor, Tensor]:
         U (depth + 1, d, d), the partial products U_0 = I, ..., U_D, and the turn of the labels U_D^T (d, d).
 
     Raises:
-        ShapeError, NotFiniteError: not (depth, d, d), or not orthogonal to 1e-6.
+        ShapeError: not (depth, d, d), or not orthogonal to 1e-6.
+        NotFiniteError: `Q` holds NaN or infinity.
     """
     weights = as_real("Q", Q)
     if weights.ndim != 3 or weights.shape[1] != weights.shape[2] or 0 in weights.shape:

@@ -8,25 +8,25 @@ absolute eigenvalue, so that smaller ones are noise: they count as zero, and a c
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_real
+from resid._arguments import EPS, ArrayLike, as_depth, as_real
 from resid.errors import OptionError, ShapeError
-
-__all__ = ["condition_number", "condition_number_limit", "hessian_eigenvalues", "hessian_index"]
 
 
 @isolated
-def hessian_eigenvalues(H: Any) -> Tensor:
-    """Eigenvalues of a symmetric (N, N) matrix in ascending order, float64, on the CPU; (N,) eigenvalues pass sorted.
+def hessian_eigenvalues(H: ArrayLike) -> Tensor:
+    """Compute the eigenvalues of a symmetric matrix in ascending order, float64, on the CPU.
+
+    Args:
+        H: symmetric (N, N), or its eigenvalues (N,), which pass sorted.
 
     Raises:
-        ShapeError: neither (N,) nor (N, N), or not symmetric to rounding. NotFiniteError: NaN or infinity.
+        ShapeError: neither (N,) nor (N, N), or not symmetric to rounding.
+        NotFiniteError: `H` holds NaN or infinity.
 
     Example:
         >>> hessian_eigenvalues([[0.0, 2.0], [2.0, 0.0]]).tolist()
@@ -44,7 +44,13 @@ def hessian_eigenvalues(H: Any) -> Tensor:
 
 
 def condition_number_limit(n: int) -> float:
-    """1 / (n eps): the largest condition number of n float64 eigenvalues that is more than rounding noise.
+    """Return 1 / (n eps): the largest condition number of n float64 eigenvalues that is more than rounding noise.
+
+    Args:
+        n: number of eigenvalues.
+
+    Raises:
+        DepthError: `n` is no integer >= 1.
 
     Example:
         >>> round(condition_number_limit(1000) / 1e12, 2)
@@ -54,8 +60,8 @@ def condition_number_limit(n: int) -> float:
 
 
 @isolated
-def condition_number(H: Any, quantile: float | None = None) -> float:
-    """``|lambda|_max`` over the least ``|lambda|``, or over a quantile of ``|lambda|`` (0.1 in Li et al.).
+def condition_number(H: ArrayLike, quantile: float | None = None) -> float:
+    """Compute the largest absolute eigenvalue over the least, or over a quantile of them (0.1 in Li et al.).
 
     Args:
         H: symmetric (N, N), or its eigenvalues (N,).
@@ -66,7 +72,9 @@ def condition_number(H: Any, quantile: float | None = None) -> float:
         zero matrix.
 
     Raises:
-        OptionError: quantile outside (0, 1). ShapeError, NotFiniteError: as `hessian_eigenvalues`.
+        OptionError: `quantile` outside (0, 1).
+        ShapeError: neither (N,) nor (N, N), or not symmetric to rounding.
+        NotFiniteError: `H` holds NaN or infinity.
 
     Example:
         >>> condition_number(torch.diag(torch.tensor([1.0, -4.0, 2.0])))
@@ -84,14 +92,15 @@ def condition_number(H: Any, quantile: float | None = None) -> float:
 
 
 @isolated
-def hessian_index(H: Any) -> float:
-    """Share of negative eigenvalues, those not counted that rounding cannot tell from zero.
+def hessian_index(H: ArrayLike) -> float:
+    """Compute the share of negative eigenvalues, those not counted that rounding cannot tell from zero.
 
     Args:
         H: symmetric (N, N), or its eigenvalues (N,).
 
     Raises:
-        ShapeError, NotFiniteError: as `hessian_eigenvalues`.
+        ShapeError: neither (N,) nor (N, N), or not symmetric to rounding.
+        NotFiniteError: `H` holds NaN or infinity.
 
     Example:
         >>> hessian_index(torch.diag(torch.tensor([1.0, -4.0, 2.0, -1e-20])))

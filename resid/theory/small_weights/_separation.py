@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from resid._arguments import EPS, as_real, as_samples
+from resid._arguments import EPS, ArrayLike, as_real, as_samples
 from resid.errors import MarginError, ShapeError
 
 #: The gap between a moved and a resting vector must be this many times what rounding can do to it.
 _ROOM = 64
 
 
-def minimum_distance(points: Any) -> float:
-    """Definition 3: the least distance between two rows of (n, d), n >= 2; 0 if a row is repeated.
+def minimum_distance(points: ArrayLike) -> float:
+    """Return the least distance between two rows (Definition 3); 0 if a row is repeated.
+
+    Args:
+        points: (n, d), n >= 2.
+
+    Raises:
+        ShapeError: fewer than two points.
+        NotFiniteError: `points` holds NaN or infinity.
 
     Example:
         >>> minimum_distance([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0]])
@@ -28,19 +34,21 @@ def minimum_distance(points: Any) -> float:
     return nearest_pair(rows, rows, earlier=True)[0]
 
 
-def separation(X: Any, Y: Any) -> float:
-    """rho: the least distance between two samples, two labels, or a sample and the label of an earlier row.
+def separation(X: ArrayLike, Y: ArrayLike) -> float:
+    """Return rho: the least distance between two samples, two labels, or a sample and the label of an earlier row.
 
     At least `minimum_distance` of samples and labels together, which also counts each sample with its own label and
     with later ones; those never rest at the same time, since samples move in the order of the rows. For a single sample
     2, the largest distance on the sphere.
 
     Args:
-        X, Y: unit vectors as rows, (m, d), d >= 3.
+        X: samples as rows of norm 1, (m, d), d >= 3.
+        Y: labels as rows of norm 1, (m, d).
 
     Raises:
         MarginError: two of them coincide, or are so close that in this precision no half-space separates them.
-        ShapeError: d < 3, or rows not of unit norm.
+        ShapeError: d < 3, shapes that differ, or rows not of unit norm.
+        NotFiniteError: an argument holds NaN or infinity.
 
     Example:
         >>> round(separation(torch.eye(3).roll(1, 0), -torch.eye(3)), 6)
@@ -51,8 +59,8 @@ def separation(X: Any, Y: Any) -> float:
         raise ShapeError(f"d = {X.shape[1]} < 3: on a circle a vector cannot go round another")
     noise = max(check_unit("X", X), check_unit("Y", Y))
     X, Y = normalised(X), normalised(Y)
-    found = [(*nearest_pair(A, B, True), a, b) for A, a, B, b in ((X, "X", X, "X"), (Y, "Y", Y, "Y"), (X, "X", Y, "Y"))]
-    rho, i, j, first, second = min(found)
+    pairs = [(*nearest_pair(A, B, True), a, b) for A, a, B, b in ((X, "X", X, "X"), (Y, "Y", Y, "Y"), (X, "X", Y, "Y"))]
+    rho, i, j, first, second = min(pairs)
     # rho^2/8 is the gap that the threshold leaves
     least = math.sqrt(8 * _ROOM * max(noise, rounding_margin(X.shape[1])))
     if rho < least:
@@ -113,3 +121,11 @@ def normalised(rows: Tensor) -> Tensor:
 def rounding_margin(d: int) -> float:
     """More than the rounding of an inner product of unit vectors."""
     return (2 * d + 16) * EPS
+
+
+def check_inputs(X: ArrayLike, d: int) -> Tensor:
+    """Return finite real inputs (n, d)."""
+    X = as_real("inputs", X)
+    if X.ndim != 2 or X.shape[1] != d:
+        raise ShapeError(f"inputs has shape {tuple(X.shape)}: (n, {d}) is needed")
+    return X

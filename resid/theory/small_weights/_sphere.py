@@ -17,6 +17,17 @@ class SpherePath:
 
     Piece j is centres[j] + radii[j] (cos(t) first[j] + sin(t) second[j]), from t = begins[j], over the length
     lengths[j]; a great arc has centre 0 and radius 1. start, goal: (d,). clearance: least distance to an obstacle.
+
+    Attributes:
+        start: (d,).
+        goal: (d,).
+        clearance: least distance to an obstacle.
+        centres: of the pieces, (pieces, d).
+        first: (pieces, d), the direction of the beginning of the circle.
+        second: (pieces, d), a quarter turn on.
+        radii: (pieces,).
+        begins: (pieces,), angle at which a piece begins.
+        lengths: (pieces,).
     """
 
     start: Tensor
@@ -53,7 +64,7 @@ class SpherePath:
         return float((rates * self.lengths).sum())
 
     def points(self, count: int) -> Tensor:
-        """(count + 1, d): the start, then `count` steps of equal arc length to the goal."""
+        """Return (count + 1, d): the start, then `count` steps of equal arc length to the goal."""
         ends = self.lengths.cumsum(0)
         targets = ends[-1] * torch.arange(1, count, dtype=ends.dtype) / count
         piece = torch.searchsorted(ends, targets).clamp_max(len(ends) - 1)

@@ -6,41 +6,23 @@ constants, a sharper threshold, a construction that survives rounding, and why i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid._ambient import isolated
-from resid._arguments import EPS, as_depth, as_real, as_samples, check_option, check_positive
-from resid.errors import DepthError, MarginError, OptionError, ShapeError
+from resid._arguments import ArrayLike, as_depth, as_real, as_samples, check_option, check_positive
+from resid.errors import DepthError, MarginError, ShapeError
 from resid.theory.small_weights._separation import (
-    check_room,
+    check_inputs,
     check_unit,
-    minimum_distance,
     normalised,
     rounding_margin,
     separation,
 )
-from resid.theory.small_weights._sphere import SpherePath, path_round
-
-__all__ = [
-    "SmallWeightNetwork",
-    "SpherePath",
-    "apply_units",
-    "construct_small_weight_network",
-    "isolating_unit",
-    "least_parameter_norm",
-    "least_stretch",
-    "max_norm_bound",
-    "minimum_distance",
-    "separation",
-    "sphere_path",
-    "sphere_paths",
-    "total_norm_bound",
-]
+from resid.theory.small_weights._sphere import SpherePath
+from resid.theory.small_weights.paths import sphere_paths
 
 THRESHOLDS = ("paper", "sharp")
 
@@ -55,8 +37,13 @@ class SmallWeightNetwork:
     and in the construction. That matters: see `log_gains`. Units act one after the other; rows that a stretch of units
     leaves alone are found by one matrix product and skip it.
 
-    incoming, outgoing: (units, d). offsets: (units,). samples: how many were memorised. paths: one `SpherePath` each.
-    rho: the separation that it was built for.
+    Attributes:
+        incoming: (units, d).
+        offsets: (units,).
+        outgoing: (units, d).
+        samples: how many were memorised.
+        paths: a `SpherePath` for each sample.
+        rho: the separation that it was built for.
     """
 
     incoming: Tensor
@@ -117,14 +104,14 @@ class SmallWeightNetwork:
     @property
     @isolated
     def log_gains(self) -> Tensor:
-        """How fast an error in each sample grows on its way, (m,), as `SpherePath.log_gain` says."""
+        """How fast an error in each sample grows on its way, (m,): the `log_gain` of each path."""
         return torch.tensor([path.log_gain for path in self.paths], dtype=torch.float64)
 
     @isolated
-    def __call__(self, inputs: Any) -> Tensor:
-        """Outputs (n, d) for inputs (n, d), in their dtype and on their device; differentiable."""
-        given = _check_inputs(inputs, self.width)
-        h = given.to(torch.float64)
+    def __call__(self, inputs: ArrayLike) -> Tensor:
+        """Compute outputs (n, d) for inputs (n, d), in their dtype and on their device; differentiable."""
+        X = check_inputs(inputs, self.width)
+        h = X.to(torch.float64)
         incoming, offsets, outgoing = (part.to(h.device) for part in (self.incoming, self.offsets, self.outgoing))
         for start in range(0, self.samples * self.steps, self.steps):
             block = slice(start, start + self.steps)
@@ -135,20 +122,20 @@ class SmallWeightNetwork:
             for k in range(start, start + self.steps):
                 moved = moved + _relu(ordered_dot(moved, incoming[k]) + offsets[k])[:, None] * outgoing[k]
             h = h.index_copy(0, rows, moved)
-        return h.to(given.dtype)
+        return h.to(X.dtype)
 
     @isolated
-    def trajectory(self, inputs: Any) -> Tensor:
-        """(units + 1, n, d): the inputs and what every unit makes of them."""
-        given = _check_inputs(inputs, self.width)
-        h = [given.to(torch.float64)]
-        for w, b, u in zip(*(p.to(given.device) for p in (self.incoming, self.offsets, self.outgoing)), strict=True):
+    def trajectory(self, inputs: ArrayLike) -> Tensor:
+        """Return (units + 1, n, d): the inputs (n, d) and what every unit makes of them."""
+        X = check_inputs(inputs, self.width)
+        h = [X.to(torch.float64)]
+        for w, b, u in zip(*(p.to(X.device) for p in (self.incoming, self.offsets, self.outgoing)), strict=True):
             h.append(h[-1] + _relu(ordered_dot(h[-1], w) + b)[:, None] * u)
-        return torch.stack(h).to(given.dtype)
+        return torch.stack(h).to(X.dtype)
 
 
 def ordered_dot(a: Tensor, b: Tensor) -> Tensor:
-    """sum_i a_i b_i over the last axis, summed by halves: the same bits in every batch."""
+    """Compute sum_i a_i b_i over the last axis, summed by halves: the same bits in every batch."""
     terms = a * b
     while terms.shape[-1] > 1:
         half = terms.shape[-1] // 2
@@ -159,9 +146,9 @@ def ordered_dot(a: Tensor, b: Tensor) -> Tensor:
 
 @isolated
 def construct_small_weight_network(
-    X: Any, Y: Any, units: int, closed_loop: bool = True, threshold: str = "paper"
+    X: ArrayLike, Y: ArrayLike, units: int, closed_loop: bool = True, threshold: str = "paper"
 ) -> SmallWeightNetwork:
-    """A network of the form (3) that sends every row of X to that of Y, with weight norms O(sqrt(m/R)/rho).
+    """Construct a network of the form (3) that sends every row of X to that of Y, with weight norms O(sqrt(m/R)/rho).
 
     The samples move to their labels one after the other, along `sphere_paths`, in floor(R/m) steps each; the unit of a
     step moves one vector and leaves the others alone (Lemma 1). Left-over units are zero. Exact but for rounding.
@@ -174,22 +161,27 @@ def construct_small_weight_network(
     threshold="sharp" (ours): it opens at the largest a.h of a resting vector: no weight is larger than with "paper".
 
     Args:
-        X, Y: samples and labels, (m, d), d >= 3, rows of norm 1 (to 1e-12; 1e-6 in float32). Labels need not be
-            one-hot, but must differ from each other; so must samples, and a sample from the labels of earlier rows.
+        X: samples (m, d), d >= 3, rows of norm 1 (to 1e-12; 1e-6 in float32), all different.
+        Y: labels (m, d), rows of norm 1, all different, and different from the samples of later rows; need not be
+            one-hot.
         units: R, at least m.
-        closed_loop, threshold: see above.
+        closed_loop: make each unit for where rounding has left the vector.
+        threshold: "paper" or "sharp".
 
     Returns:
         A `SmallWeightNetwork` in float64 on the CPU, whatever the dtype of X: float32 weights would be too coarse.
 
     Raises:
-        ShapeError: d < 3, rows not of unit norm, shapes that differ. MarginError: rows that coincide, or are so
-            close that in this precision no half-space separates them. DepthError: units < m. NotFiniteError,
-            OptionError: other bad input.
+        ShapeError: d < 3, rows not of unit norm, shapes that differ.
+        MarginError: rows that coincide, or are so close that in this precision no half-space separates them.
+        DepthError: units < m.
+        OptionError: unknown threshold.
+        NotFiniteError: an argument holds NaN or infinity.
 
     Source: Li et al. 2016, Theorem 1; constants, closed loop and sharp threshold are this project's.
 
     Example:
+        >>> from resid.theory.small_weights import max_norm_bound
         >>> X, Y = torch.eye(4), -torch.eye(4)    # four axes turn round
         >>> network = construct_small_weight_network(X, Y, units=400)
         >>> bool(torch.allclose(network(X), Y)), network.max_norm < max_norm_bound(network.rho, 4, 400)
@@ -224,26 +216,35 @@ def construct_small_weight_network(
 
 
 @isolated(grad=False)
-def isolating_unit(points: Any, index: int, target: Any, clearance: float | None = None) -> tuple[Tensor, ...]:
-    """Lemma 1: W1, b, W2 of a unit that moves one of several unit vectors and leaves the others where they are.
+def isolating_unit(
+    points: ArrayLike, index: int, target: ArrayLike, clearance: float | None = None
+) -> tuple[Tensor, ...]:
+    """Build W1, b, W2 of a unit that moves one of several unit vectors and no other (Lemma 1).
 
     With a the moved vector, delta = ||target - a|| and a threshold t, the unit is W1 = c e1 a^T, b = -c t e1,
     W2 = c (target - a)/delta e1^T with c = sqrt(delta/(1 - t)).
 
     Args:
-        points: unit vectors as rows, (n, d). index: the row to move. target: (d,), where to.
-        clearance: rho', which must not exceed the distance of the moved row from any other: then t = 1 - rho'^2/2 and
-            both matrices have the norm sqrt(2 delta)/rho', as in the paper. None: t is the largest inner product of
-            the moved row with another, which makes the norms as small as this form allows.
+        points: unit vectors as rows, (n, d).
+        index: the row to move.
+        target: (d,), where to.
+        clearance: rho', at most the distance of the moved row from any other: then t = 1 - rho'^2/2 and both matrices
+            have the norm sqrt(2 delta)/rho', as in the paper. None: t is the largest inner product of the moved row
+            with another, which makes the norms as small as this form allows.
 
     Returns:
         W1 (d, d), b (d,), W2 (d, d), in the dtype of `points`.
 
     Raises:
         MarginError: a row nearer than `clearance` to the moved one, or equal to it.
-        ShapeError, NotFiniteError, OptionError: other bad input.
+        ShapeError: shapes that do not fit, rows not of unit norm, or no such row.
+        OptionError: `clearance` is no finite number > 0.
+        NotFiniteError: an argument holds NaN or infinity.
+
+    Source: Li et al. 2016, Lemma 1.
 
     Example:
+        >>> from resid.theory.small_weights import apply_units
         >>> E = torch.eye(3, dtype=torch.float64)
         >>> W1, b, W2 = isolating_unit(E, 0, -E[0], clearance=1.0)
         >>> apply_units(torch.stack([W1, W2])[None], b[None], E).diagonal().round(decimals=12).tolist()
@@ -275,172 +276,6 @@ def isolating_unit(points: Any, index: int, target: Any, clearance: float | None
     W1, W2, bias = rows.new_zeros(d, d), rows.new_zeros(d, d), rows.new_zeros(d)
     W1[0], W2[:, 0], bias[0] = w[0], u[0], b[0]
     return W1, bias, W2
-
-
-@isolated
-def sphere_path(start: Any, goal: Any, obstacles: Any, clearance: float) -> SpherePath:
-    """Lemma 2, one path: the minor great arc from `start` to `goal`, round every obstacle at distance `clearance`.
-
-    Where the arc enters the cap of chord radius `clearance` about an obstacle it follows the shorter arc of the cap's
-    boundary. That is at most pi/2 times as long, so that the path is no longer than pi^2/2. Antipodal ends have many
-    arcs, and an obstacle right on the arc can be passed on any side; one choice is made.
-
-    Args:
-        start, goal: unit vectors (d,), d >= 3: on a circle one cannot go round anything.
-        obstacles: unit vectors as rows (n, d), n >= 0, pairwise at distances of at least 2 clearance, and at least
-            `clearance` from both ends.
-        clearance: 0 < clearance <= 1.
-
-    Raises:
-        MarginError: obstacles too close to each other or to an end. ShapeError, NotFiniteError, OptionError.
-
-    Example:
-        >>> E = torch.eye(3, dtype=torch.float64)
-        >>> middle = (E[:1] + E[1:2]) / 2**0.5              # right in the way from one axis to the next
-        >>> path = sphere_path(E[0], E[1], middle, clearance=0.25)
-        >>> nearest = (path.points(1000) - middle).norm(dim=1).min()
-        >>> path.bypasses, round(float(nearest), 4), math.pi / 2 < path.length < math.pi**2 / 2
-        (1, 0.25, True)
-    """
-    p, q, rows = as_real("start", start), as_real("goal", goal), as_real("obstacles", obstacles)
-    if p.ndim != 1 or p.shape != q.shape or len(p) < 3:
-        raise ShapeError(f"start has shape {tuple(p.shape)}, goal {tuple(q.shape)}: both must be (d,) with d >= 3")
-    if rows.ndim != 2 or rows.shape[1] != len(p):
-        raise ShapeError(f"obstacles has shape {tuple(rows.shape)}: (n, {len(p)}) is needed")
-    radius = check_positive("clearance", clearance)
-    if radius > 1:
-        raise OptionError(f"clearance = {radius:.4g} > 1: no two points of the sphere are 2 clearance apart")
-    for name, vectors in (("start", p[None]), ("goal", q[None]), ("obstacles", rows)):
-        check_unit(name, vectors)
-    p, q, rows = (normalised(vectors) for vectors in (p, q, rows))
-    for name, end in (("start", p), ("goal", q)):
-        check_room(rows, end[None], radius, "obstacles", name, False)
-    check_room(rows, rows, 2 * radius, "obstacles", "obstacles", True)
-    return path_round(p, q, rows, radius)
-
-
-@isolated
-def sphere_paths(X: Any, Y: Any, rho: float | None = None) -> list[SpherePath]:
-    """Lemma 2: the paths of all samples to their labels, moved in the order of the rows, with clearance rho/2.
-
-    While row i moves, the rows before it rest at their labels and the rows after it where they start.
-
-    Args:
-        X, Y: unit vectors as rows, (m, d), d >= 3. rho: at most, and by default, `separation(X, Y)`.
-
-    Raises:
-        MarginError: `rho` is more than the separation. Else as `separation`.
-    """
-    X, Y = as_samples(X, Y)
-    least = separation(X, Y)
-    rho = least if rho is None else check_positive("rho", rho)
-    if rho > least * (1 + 16 * EPS):
-        raise MarginError(f"rho = {rho:.4g} is more than the least distance {least:.4g}")
-    X, Y = normalised(X), normalised(Y)
-    return [path_round(X[i], Y[i], torch.cat([Y[:i], X[i + 1 :]]), rho / 2) for i in range(len(X))]
-
-
-def max_norm_bound(rho: float, samples: int, units: int) -> float:
-    """(2 pi/rho) floor(R/m)^(-1/2): no weight matrix of the construction has a larger Frobenius norm.
-
-    Theorem 1 of Li et al. 2016 with explicit constants: steps of length at most pi^2/(2 floor(R/m)) by Lemma 2, norms
-    sqrt(2 delta)/(rho/2) by Lemma 1. Bounds the biases as well.
-
-    Raises:
-        DepthError: units < samples.
-
-    Example:
-        >>> round(max_norm_bound(rho=0.5, samples=10, units=4000), 6) == round(4 * math.pi / 20, 6)
-        True
-    """
-    rho, m, units = check_positive("rho", rho), as_depth("samples", samples), as_depth("units", units)
-    if units < m:
-        raise DepthError(f"units = {units} < samples = {m}: every sample needs a unit of its own")
-    return 2 * math.pi / rho / math.sqrt(units // m)
-
-
-def total_norm_bound(rho: float, samples: int) -> float:
-    """2 pi sqrt(2 m)/rho: an upper bound on the norm of all weights together, at every depth.
-
-    The sum of squares is 4 sum(delta)/(rho/2)^2, and the steps of a path add up to at most pi^2/2. Not in the paper.
-
-    Example:
-        >>> total_norm_bound(rho=2.0, samples=2) == 2 * math.pi
-        True
-    """
-    return 2 * math.pi * math.sqrt(2 * as_depth("samples", samples)) / check_positive("rho", rho)
-
-
-@isolated(grad=False)
-def least_parameter_norm(X: Any, Y: Any) -> float:
-    """A lower bound on the norm of all weights and biases of units (3) that send X to Y, whatever their number.
-
-    The square is, for the worst sample, the larger of 2 |y - x|/sqrt(1 + max(|x|, |y|)^2) and
-    2 (arsinh(|x| + |y - x|) - arsinh |x|). A unit moves h by at most |W2| (|W1| |h| + |b|)
-    <= (|W1|^2 + |W2|^2 + |b|^2) sqrt(1 + |h|^2)/2, and it can move h by as much in any direction. For one sample with
-    |y| <= |x| the first term is the larger one, and exact: one unit attains it, so that depth does not help at all. The
-    second is attained for y = t x, t > 1, in the limit of many units. Else, and for several samples, a lower bound.
-    Without the biases there is none. Not in the paper; proof in the chapter.
-
-    Args:
-        X, Y: inputs and outputs, (n, d).
-
-    Example:
-        >>> axes = torch.eye(3)
-        >>> round(least_parameter_norm(axes[:1], axes[1:2]), 6)
-        1.414214
-    """
-    inputs, outputs = as_real("X", X), as_real("Y", Y)
-    if inputs.ndim != 2 or 0 in inputs.shape or outputs.shape != inputs.shape:
-        raise ShapeError(f"X, Y have the shapes {tuple(inputs.shape)}, {tuple(outputs.shape)}: (n, d) twice is needed")
-    inputs, outputs = inputs.to(torch.float64), outputs.to("cpu", torch.float64)
-    start, way = inputs.cpu().norm(dim=1), (outputs - inputs.cpu()).norm(dim=1)
-    farther = torch.maximum(start, outputs.norm(dim=1))  # 1/sqrt(1 + r^2) by hypot: r^2 may overflow
-    one_unit = way / torch.hypot(torch.ones_like(farther), farther)
-    outwards = torch.asinh(start + way) - torch.asinh(start)
-    return float((2 * torch.maximum(one_unit, outwards)).max().sqrt())
-
-
-@isolated
-def apply_units(weights: Any, biases: Any, X: Any) -> Tensor:
-    """Equation (3): h -> h + W2 ReLU(W1 h + b), unit after unit, by matrix products.
-
-    Args:
-        weights: (units, 2, d, d), W1 and W2 of each unit. biases: (units, d). X: (n, d).
-
-    Returns:
-        (n, d), in the dtype of `weights`; differentiable.
-
-    Example:
-        >>> W = torch.ones(1, 2, 1, 1)
-        >>> apply_units(W, torch.zeros(1, 1), [[2.0], [-3.0]]).flatten().tolist()
-        [4.0, -3.0]
-    """
-    W = _check_units(weights)
-    b, h = as_real("biases", biases).to(W), _check_inputs(X, W.shape[-1]).to(W)
-    if b.shape != (len(W), W.shape[-1]):
-        raise ShapeError(f"biases has shape {tuple(b.shape)}: {(len(W), W.shape[-1])} is needed to fit the weights")
-    for (W1, W2), offset in zip(W, b, strict=True):
-        h = h + torch.relu(h @ W1.mT + offset) @ W2.mT
-    return h
-
-
-@isolated(grad=False)
-def least_stretch(weights: Any) -> float:
-    """prod_r (1 - ||W1|| ||W2||), or 0 if a factor is not positive: a lower bound on ||f(x) - f(y)||/||x - y||.
-
-    Each unit is the identity plus a map of Lipschitz constant ||W1|| ||W2||. Where all these are below 1 the network is
-    injective: it gives different samples different outputs, and cannot send both to one label. Not in the paper.
-
-    Args:
-        weights: (units, 2, d, d).
-
-    Example:
-        >>> least_stretch(torch.full((2, 2, 1, 1), 0.5))
-        0.5625
-    """
-    norms = torch.linalg.matrix_norm(_check_units(weights), ord=2)
-    return float((1 - norms[:, 0] * norms[:, 1]).clamp_min(0).prod())
 
 
 def _relu(values: Tensor) -> Tensor:
@@ -477,17 +312,3 @@ def _woken(h: Tensor, incoming: Tensor, offsets: Tensor) -> Tensor:
     before = h @ incoming.mT + offsets
     size = h.norm(dim=1, keepdim=True) * incoming.norm(dim=1) + offsets.abs()
     return (before > -rounding_margin(h.shape[1]) * size).any(1).nonzero().flatten()
-
-
-def _check_inputs(X: Any, d: int) -> Tensor:
-    X = as_real("inputs", X)
-    if X.ndim != 2 or X.shape[1] != d:
-        raise ShapeError(f"inputs has shape {tuple(X.shape)}: (n, {d}) is needed")
-    return X
-
-
-def _check_units(weights: Any) -> Tensor:
-    W = as_real("weights", weights)
-    if W.ndim != 4 or W.shape[1] != 2 or W.shape[2] != W.shape[3] or 0 in W.shape:
-        raise ShapeError(f"weights has shape {tuple(W.shape)}: (units, 2, d, d) is needed")
-    return W

@@ -13,8 +13,14 @@ from torch import Generator, Tensor
 from resid.book.checks._worst import worst_of
 from resid.book.checks.linear.dynamics_study import Study
 from resid.ledger.evidence import Cases, Counterexample, Seeds
-from resid.theory.shortcut.descent import descend, initial_weights
-from resid.theory.shortcut.network import ShortcutNetwork, balanced_hessian_spectrum, best_map, hessian_eigenvalues
+from resid.theory.shortcut import (
+    ShortcutNetwork,
+    balanced_hessian_spectrum,
+    best_map,
+    descend,
+    hessian_eigenvalues,
+    initial_weights,
+)
 from resid.theory.targets import random_rotation
 
 __all__ = [

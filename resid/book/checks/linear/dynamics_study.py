@@ -17,12 +17,15 @@ from torch import Generator, Tensor
 
 from resid.book.journal import Journal
 from resid.data.whitened import load_whitened
-from resid.theory.shortcut.descent import Descent, choose_kernel, descend, initial_weights
-from resid.theory.shortcut.network import (
+from resid.theory.shortcut import (
+    Descent,
     ShortcutNetwork,
+    choose_kernel,
     condition_number,
+    descend,
     hessian_eigenvalues,
     hessian_index,
+    initial_weights,
     least_linear_loss,
     second_moments,
 )

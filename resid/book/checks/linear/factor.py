@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from resid.book.checks._worst import worst_of
 from resid.errors import DepthError
 from resid.ledger.evidence import Cases, Counterexample
-from resid.theory.factor.constructions import (
+from resid.theory.factor import (
     compose,
     factor_near_identity,
     factorization_error,

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from resid.book.checks._worst import worst_of
 from resid.ledger.evidence import Cases, Counterexample
-from resid.theory.factor.constructions import compose, max_layer_norm
+from resid.theory.factor import compose, max_layer_norm
 from resid.theory.landscape import (
     augment_negative_determinant,
     gradient_descent,

@@ -16,8 +16,7 @@ from torch import Generator, Tensor
 from resid.book.checks._worst import worst_of
 from resid.book.checks.linear.shortcut_start import haar
 from resid.ledger.evidence import Cases, Counterexample
-from resid.theory.shortcut._activation import derivatives
-from resid.theory.shortcut.network import (
+from resid.theory.shortcut import (
     ShortcutNetwork,
     condition_number,
     hessian_at_zero,
@@ -29,6 +28,7 @@ from resid.theory.shortcut.network import (
     orthogonal_as_shortcut,
     second_moments,
 )
+from resid.theory.shortcut._activation import derivatives
 
 __all__ = [
     "BiasTrial",

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from resid.ledger.evidence import Seeds
-from resid.theory.shortcut.network import (
+from resid.theory.shortcut import (
     ShortcutNetwork,
     condition_number,
     condition_number_limit,

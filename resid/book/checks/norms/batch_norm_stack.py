@@ -14,7 +14,7 @@ from torch.nn import functional
 from resid._arguments import check_option
 from resid.book.checks._worst import worst_of
 from resid.ledger.evidence import Cases, Counterexample, Seeds
-from resid.theory.norms.bounds import batch_norm_ratios, gradient_norm_ratios, layers_bound
+from resid.theory.norms import batch_norm_ratios, gradient_norm_ratios, layers_bound
 
 __all__ = ["StackTrial", "bottleneck", "bottleneck_weights", "output_variance", "shrunk_weights", "stack_trial"]
 

@@ -14,19 +14,23 @@ from torch.nn import functional
 
 from resid.book.checks._worst import worst_of
 from resid.ledger.evidence import Cases, Counterexample
-from resid.theory.factor.constructions import compose, factorization_error, near_identity_lower_bound, spectral_gamma
-from resid.theory.norms.bounds import (
+from resid.theory.factor import compose, factorization_error, near_identity_lower_bound, spectral_gamma
+from resid.theory.norms import (
     SLOPES,
+    SMOOTH_FAMILIES,
     block_bound,
+    flow_constant,
     gradient_norm_ratios,
     identity_plus_bounds,
     layers_bound,
     linear_bound,
+    mirror_augmented,
+    near_identity_flow,
     norm_deviation,
     norm_preserving_layers,
+    sample_smooth_map,
+    shear,
 )
-from resid.theory.norms.flow import flow_constant, near_identity_flow
-from resid.theory.norms.smooth_maps import SMOOTH_FAMILIES, mirror_augmented, sample_smooth_map, shear
 from resid.theory.targets import FAMILIES, sample_target
 
 __all__ = [

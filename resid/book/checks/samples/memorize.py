@@ -13,11 +13,13 @@ from torch import Generator, Tensor
 
 from resid.book.checks._worst import worst_of
 from resid.ledger.evidence import Cases, Counterexample, Seeds, Symbolic
-from resid.theory.memorize.exact import ExactMemorizer, construct_exact_memorizer, rational_sphere_point
-from resid.theory.memorize.network import (
+from resid.theory.memorize import (
+    ExactMemorizer,
     Memorizer,
+    construct_exact_memorizer,
     construct_memorizer,
     projection_width,
+    rational_sphere_point,
     separation,
     smallest_width,
 )

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from resid.book.checks._worst import worst_of
 from resid.book.checks.samples.memorize import random_problem, unit_points
 from resid.ledger.evidence import Cases, Counterexample
-from resid.theory.memorize.network import construct_memorizer, isolating_block, projection_width, separation
+from resid.theory.memorize import construct_memorizer, isolating_block, projection_width, separation
 
 __all__ = [
     "block_by_block",

@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 from resid.book.checks._worst import worst_of
 from resid.data.whitened import WHITENED, load_whitened
 from resid.ledger.evidence import Cases, Counterexample, Seeds
-from resid.theory.memorize.network import construct_memorizer
-from resid.theory.small_weights.network import (
+from resid.theory.memorize import construct_memorizer
+from resid.theory.small_weights import (
     SmallWeightNetwork,
     apply_units,
     construct_small_weight_network,
