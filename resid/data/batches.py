@@ -61,11 +61,7 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 def standardize_images(images: Tensor) -> Tensor:
     """Subtract from each image its mean, and divide by its standard deviation or 1/sqrt(pixels), if that is larger.
 
-    Args:
-        images: (n, channels, height, width), any real type.
-
-    Returns:
-        the same shape, float32; an image of one value becomes zero.
+    Images (n, channels, height, width) of any real type become float32; one of a single value becomes zero.
     """
     x = images.float()
     centred = x - x.mean((1, 2, 3), keepdim=True)
@@ -201,11 +197,10 @@ class Batches(Share):
     """Batches of a split in memory for one rank.
 
     Pixels are normalised by `mean` and `std` before cropping, so that padding has the mean colour, or each image by its
-    own after cropping, so that padding is black.
+    own after cropping, so that padding is black. The arguments from `batch` to `std` are those of `Share`.
 
     Args:
         split: of `resid.data.load_dataset`, on the device where batches are to be.
-        batch, seed, normalize, mean, std: as for `Share`.
         pad: pixels on each side, see `crop_and_flip`.
         fill: "zeros" or "reflect", see there.
         flip: whether left and right are exchanged by a coin.

@@ -59,16 +59,12 @@ class TooManyBrokenError(ResidError):
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Image files of a split, not opened yet, with their labels.
+    """Image files of a split, not opened yet, with their labels."""
 
-    folder: of all splits. names: (n,), bytes, paths below it, in one array, since every worker needs a copy. labels:
-    (n,), int64, places among the sorted class names. classes: these names.
-    """
-
-    folder: Path
-    names: np.ndarray
-    labels: Tensor
-    classes: tuple[str, ...]
+    folder: Path  # of all splits
+    names: np.ndarray  # (n,), bytes: paths below it, in one array, since every worker needs a copy
+    labels: Tensor  # (n,), int64: places among the sorted class names
+    classes: tuple[str, ...]  # these names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -174,9 +170,8 @@ def decode_test(path: Path, size: int, side: int) -> Tensor:
         scale = _reduce(image, short // side)
         across, down = width / scale / w, height / scale / h  # stored pixels for one of the result
         left, top = round((w - size) / 2) * across, round((h - size) / 2) * down
-        return _resized(
-            image, size, (left, top, min(left + size * across, image.width), min(top + size * down, image.height))
-        )
+        right, bottom = min(left + size * across, image.width), min(top + size * down, image.height)
+        return _resized(image, size, (left, top, right, bottom))
 
 
 def _resized(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Tensor:
@@ -237,12 +232,12 @@ class _Decoder(TorchDataset[_Decoded]):
 class ImageBatches(Share):
     """Batches of image files for one rank, with the same methods as `resid.data.batches.Batches`.
 
-    Workers are started with each iteration, by a server process without threads: a script that uses them has to keep
-    what it does under `if __name__ == "__main__":`.
+    The arguments from `batch` to `std` are those of `Share`, for pixels from 0 to 255. Workers are started with each
+    iteration, by a server process without threads: a script that uses them has to keep what it does under
+    `if __name__ == "__main__":`.
 
     Args:
         split: of `open_images`.
-        batch, seed, normalize, mean, std: as for `Share`; pixels are from 0 to 255.
         size: of the images, in pixels.
         side: shorter side of a whole image in `plain`, of which the middle is cut.
         flip: whether left and right are exchanged by a coin in `epoch`.
@@ -275,16 +270,12 @@ class ImageBatches(Share):
 
         Raises:
             WorkerDiedError: a worker was killed.
-            TooManyBrokenError: more than five files, and one in a thousand, cannot be decoded.
+            TooManyBrokenError: more than five files, and more than one in a thousand, cannot be decoded.
         """
         return self._batches((epoch, samples, size) for samples, size in self.shares(epoch, first, last, "cpu"))
 
     def plain(self) -> Iterator[Batch]:
-        """Yield all samples in their own order, the middle of each; `size` is that of this rank's part.
-
-        Raises:
-            WorkerDiedError, TooManyBrokenError: as for `epoch`.
-        """
+        """Yield all samples in their own order, the middle of each; `size` is that of this rank's part."""
         return self._batches((None, samples, size) for samples, size in self.plain_shares("cpu"))
 
     def _batches(self, keys: Iterable[Any]) -> Iterator[Batch]:

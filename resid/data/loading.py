@@ -19,16 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SPLITS", "Dataset", "load_dataset"]
 
-_BOTH = ("train", "test")
 #: Data sets and their splits.
 SPLITS = {
-    "digits": (*_BOTH, "all"),
-    "mnist": _BOTH,
-    "cifar10": _BOTH,
-    "cifar100": _BOTH,
-    "digits-whitened": ("train",),
-    "mnist-whitened": ("train",),
-    "imagenet": _BOTH,
+    **dict.fromkeys(("mnist", "cifar10", "cifar100", "imagenet"), ("train", "test")),
+    **dict.fromkeys(("digits-whitened", "mnist-whitened"), ("train",)),
+    "digits": ("train", "test", "all"),
 }
 
 
@@ -66,8 +61,7 @@ def load_dataset(name: str, split: str = "train", folder: str | Path | None = No
     Args:
         name: one of the names above.
         split: "train" or "test"; for the digits also "all".
-        folder: of the files; default: what the environment variable RESID_DATA names, or ~/.cache/resid-book; for
-            "imagenet" what RESID_IMAGENET names.
+        folder: of the files; default: what RESID_DATA names, or ~/.cache/resid-book; for "imagenet" RESID_IMAGENET.
 
     Returns:
         a `Dataset`; for "imagenet" a `resid.data.imagenet.ImageFiles`.

@@ -77,12 +77,7 @@ def has_official(name: str) -> bool:
 
 
 def read_official(name: str, split: str, folder: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Read a split of an official data set; no file is looked into before its MD5 is right.
-
-    Args:
-        name: "mnist", "cifar10" or "cifar100", which has its 100 fine labels.
-        split: "train" or "test".
-        folder: of the files; default `data_folder()`.
+    """Read a split of an official data set, as `resid.data.load_dataset` does; CIFAR-100 with its 100 fine labels.
 
     Returns:
         images, labels: (n, channels, height, width), uint8, and (n,), int64.
@@ -102,7 +97,7 @@ def read_official(name: str, split: str, folder: str | Path | None = None) -> tu
             np.frombuffer(part, np.uint8, offset=start) for part, start in zip(contents, (16, 8), strict=True)
         )
         return pixels.reshape(-1, 1, 28, 28).copy(), digits.astype(np.int64)
-    batches = [pickle.loads(content, encoding="bytes") for content in contents]  # only after the MD5 of all of it
+    batches = [pickle.loads(content, encoding="bytes") for content in contents]  # whose MD5 is right: see _read
     key = b"labels" if name == "cifar10" else b"fine_labels"
     images = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
     return images, np.concatenate([np.asarray(batch[key], np.int64) for batch in batches])
@@ -125,12 +120,10 @@ def _read(path: Path, md5: str) -> bytes:
 def _unpack(name: str, archive: str, root: Path) -> None:
     """Write all files of an archive below `root`, each under another name first, so that no process sees half of it."""
     path = _fetch(name, archive, root)
-    members = [file for (of, _), files in FILES.items() if of == name for file in files]
+    files = [file for key in FILES if key[0] == name for file in FILES[key] if _archive_of(name, file) == archive]
     try:
         with gzip.open(path) if name == "mnist" else tarfile.open(path) as source:
-            for file in members:
-                if _archive_of(name, file) != archive:
-                    continue
+            for file in files:
                 stream = source.extractfile(file) if isinstance(source, tarfile.TarFile) else source
                 assert stream is not None  # an archive with the official MD5 has the file
                 temporary = (root / file).with_suffix(f".{os.getpid()}.tmp")

@@ -17,16 +17,7 @@ from torch import Tensor
 from resid._arguments import as_real, as_whole, check_option
 from resid.errors import OptionError, ShapeError
 
-__all__ = [
-    "Whitening",
-    "image_pairs",
-    "load_whitened",
-    "mirrored",
-    "rotated",
-    "shifted",
-    "unit_digits",
-    "whitening",
-]
+__all__ = ["Whitening", "image_pairs", "load_whitened", "mirrored", "rotated", "shifted", "unit_digits", "whitening"]
 
 WHITENED = ("digits", "mnist")
 
