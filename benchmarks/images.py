@@ -1,8 +1,8 @@
-"""Rows of the image files: images a second in one process, beside a plain Pillow loop.
+"""The row of the image files: images a second in one process, beside a plain Pillow loop.
 
 Decoding limits both, and resizing after it: libjpeg and Pillow take nearly all of the time. So one process cannot be
-much faster than a plain loop; more of them can, and so can a copy with fewer pixels. A crop of 224 from 500 x 375 is
-never twice as large, so that decoding at half the size does not come in here: it does with larger files.
+much faster than a plain loop; more of them can. A crop of 224 from 500 x 375 is never twice as large, so that decoding
+at half the size does not come in here: it does with larger files.
 """
 
 from __future__ import annotations
@@ -22,14 +22,11 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.harness import Row, Side
-from resid.data.image_files import ImageFiles, open_images
-from resid.data.shrink import shrink_images
-from resid.data.stream import IMAGENET_MEAN, IMAGENET_STD, StreamBatches
+from resid.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageBatches, ImageFiles
+from resid.data.loading import load_dataset
 
 IMAGES = 200
 BATCH = 50
-#: Shorter side of the copy: no longer than what the tests of a network resize to.
-SMALL = 256
 
 
 def _folder() -> Path:
@@ -58,17 +55,11 @@ def _photograph(chance: np.random.Generator) -> bytes:
 
 
 def _files() -> ImageFiles:
-    return open_images(_folder(), "train")
-
-
-def _shrunk() -> ImageFiles:
-    folder = _folder()
-    shrink_images(folder, folder / "small", SMALL)
-    return open_images(folder / "small", "train")
+    return load_dataset("imagenet", "train", _folder())
 
 
 def _stream(files: ImageFiles) -> None:
-    for _ in StreamBatches(files, BATCH, 0).epoch(0):
+    for _ in ImageBatches(files, BATCH, 0).epoch(0):
         pass
 
 
@@ -79,7 +70,7 @@ def _plain_loop(files: ImageFiles) -> None:
     random.shuffle(order)
     batch: list[Tensor] = []
     for i in order:
-        image = Image.open(io.BytesIO(files.read(i))).convert("RGB")
+        image = Image.open(files.folder / files.name(i)).convert("RGB")
         image = image.resize((224, 224), Image.Resampling.BILINEAR, box=_crop(*image.size))
         if random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -100,24 +91,14 @@ def _crop(width: int, height: int) -> Any:
             return left, top, left + w, top + h
 
 
-PEER = Side("a plain loop over Pillow images", _files, _plain_loop, IMAGES)
 ROWS = (
     Row(
         name="images-jpeg",
         what="random-resized crops of 224 from JPEG files of 500 x 375, decoded in one process",
-        ours=Side("batches of resid.data.stream", _files, _stream, IMAGES),
-        peer=PEER,
+        ours=Side("batches of resid.data.imagenet", _files, _stream, IMAGES),
+        peer=Side("a plain loop over Pillow images", _files, _plain_loop, IMAGES),
         threads=1,
         least_ratio=0.9,
-        unit="image",
-    ),
-    Row(
-        name="images-shrunk",
-        what=f"the same crops from a copy whose shorter side is {SMALL}, beside the files as they are",
-        ours=Side("batches of resid.data.stream from a copy by resid-images shrink", _shrunk, _stream, IMAGES),
-        peer=PEER,
-        threads=1,
-        least_ratio=1.1,
         unit="image",
     ),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Row, Side
-from resid.data.official import load_official
+from resid.data.loading import load_dataset
 from resid.data.whitened import load_whitened
 from resid.theory.memorize import construct_memorizer
 
@@ -24,7 +24,7 @@ def _components(n: int) -> Any:
 
 def _pixels(name: str) -> Any:
     """Random labels, which cost the same as the true ones."""
-    images = load_official(name).images
+    images = load_dataset(name).images
     return images, torch.randint(10, (len(images),), generator=torch.Generator().manual_seed(0))
 
 

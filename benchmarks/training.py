@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Row, Side
-from resid.data import whitened as data
-from resid.data.batches import Batches, load_split, pixel_statistics
+from resid.data import loading as data
+from resid.data.batches import Batches, pixel_statistics
+from resid.data.loading import load_dataset
 from resid.training.checkpoint import RunFolder
 from resid.training.engine import Engine, Stop
 from resid.training.ranks import Ranks
@@ -41,7 +42,7 @@ class _Samples(Dataset[tuple[Tensor, int]]):
     flipped, then a tensor in [0, 1], normalised."""
 
     def __init__(self, split: data.Dataset, recipe: Recipe, augment: bool = True) -> None:
-        mean, std = pixel_statistics(load_split(recipe.dataset).images)
+        mean, std = pixel_statistics(load_dataset(recipe.dataset).images)
         pixels = split.images.permute(0, 2, 3, 1).contiguous().numpy()
         self.pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
         self.labels = split.labels.tolist()
@@ -67,7 +68,7 @@ class _Samples(Dataset[tuple[Tensor, int]]):
 
 def _plain(recipe: Recipe, epochs: int, steps: int | None = None, test: bool = True) -> Any:
     """A training script without a library: loader, loop, test after each epoch."""
-    splits = [load_split(recipe.dataset, name) for name in ("train", "test")]
+    splits = [load_dataset(recipe.dataset, name) for name in ("train", "test")]
     training = DataLoader(_Samples(splits[0], recipe), recipe.batch, shuffle=True)
     testing = DataLoader(_Samples(splits[1], recipe, augment=False), 1000)
     model = build_network(recipe)

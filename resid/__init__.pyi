@@ -5,7 +5,7 @@ from . import ledger as ledger
 from . import nets as nets
 from . import theory as theory
 from . import training as training
-from .data.whitened import load_dataset as load_dataset
+from .data.loading import load_dataset as load_dataset
 from .errors import ResidError as ResidError
 from .nets.allconv import AllConvResNet as AllConvResNet
 from .nets.auditing import audit as audit

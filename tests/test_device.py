@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from resid import audit
 from resid._precision import float32_products
+from resid.book.checks.norms.norm_images import Images
 from resid.book.checks.norms.norm_study import PAPER, NormStudy, follow_three_layers, follow_transitions
 from resid.book.experiments import overhead as cifar_overhead
-from resid.data.images import Images
 from resid.nets.norm_preservation import ProcrustesProjection, input_sizes
 from resid.nets.preact import ProcResNet
 from resid.theory.conv_spectrum import conv_singular_values

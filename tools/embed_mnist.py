@@ -17,7 +17,7 @@ import numpy as np
 
 from tools.paths import ROOT
 
-TARGET = ROOT / "resid" / "lab" / "embedded" / "mnist_whitened.npz"
+TARGET = ROOT / "resid" / "data" / "embedded" / "mnist_whitened.npz"
 #: SHA-256 of the official files, uncompressed.
 OFFICIAL = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",

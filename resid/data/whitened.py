@@ -1,4 +1,4 @@
-"""Real data for the experiments."""
+"""Digits turned, moved and mirrored; principal components of images, whitened, as Li et al. 2016 use them."""
 
 from __future__ import annotations
 
@@ -17,57 +17,29 @@ from torch import Tensor
 from resid._arguments import as_real, as_whole, check_option
 from resid.errors import OptionError, ShapeError
 
-DATASETS = ("digits",)
+__all__ = ["Whitening", "image_pairs", "load_whitened", "mirrored", "rotated", "shifted", "unit_digits", "whitening"]
+
 WHITENED = ("digits", "mnist")
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Images (n, ...), their labels (n,), int64, and where they come from; who loads them says which shape and type."""
-
-    images: Tensor
-    labels: Tensor
-    source: str
-
-    def to(self, device: torch.device | str) -> Dataset:
-        """The same on another device."""
-        return Dataset(self.images.to(device), self.labels.to(device), self.source)
-
-
-def load_dataset(name: str = "digits") -> Dataset:
-    """A data set that needs no network: images (n, height, width) in [0, 1], float64.
-
-    "digits": 1,797 handwritten digits, 8 x 8, from the test part of "Optical Recognition of Handwritten Digits" (UCI
-    repository, E. Alpaydin and C. Kaynak, 1998; CC BY 4.0), as shipped with scikit-learn.
-
-    Raises:
-        OptionError: unknown name.
-
-    Example:
-        >>> load_dataset("digits").images.shape
-        torch.Size([1797, 8, 8])
-    """
-    check_option("name", name, DATASETS)
+def unit_digits() -> tuple[Tensor, Tensor]:
+    """Return the 1,797 digits of `resid.data.load_dataset` and their labels: (n, 8, 8) in [0, 1], float64, and (n,)."""
     bunch = load_digits()
-    return Dataset(
-        torch.from_numpy(bunch.images / 16),
-        torch.from_numpy(bunch.target).to(torch.int64),
-        "UCI Optical Recognition of Handwritten Digits (test part), through scikit-learn",
-    )
+    return torch.from_numpy(bunch.images / 16), torch.from_numpy(bunch.target).to(torch.int64)
 
 
 def rotated(images: Tensor, degrees: float) -> Tensor:
-    """Images (n, height, width) turned counter-clockwise about their centre, bilinear, zeros outside."""
+    """Turn images (n, height, width) counter-clockwise about their centre, bilinear, zeros outside."""
     return _per_image(images, lambda x: ndimage.rotate(x, degrees, axes=(2, 1), reshape=False, order=1))
 
 
 def shifted(images: Tensor, rows: float = 0.0, columns: float = 0.0) -> Tensor:
-    """Images (n, height, width) moved down and to the right by fractions of a pixel, bilinear, zeros outside."""
+    """Move images (n, height, width) down and to the right by fractions of a pixel, bilinear, zeros outside."""
     return _per_image(images, lambda x: ndimage.shift(x, (0, rows, columns), order=1))
 
 
 def mirrored(images: Tensor) -> Tensor:
-    """Images (n, height, width) with left and right exchanged."""
+    """Exchange left and right of images (n, height, width)."""
     return _per_image(images, lambda x: x[:, :, ::-1])
 
 
@@ -84,12 +56,12 @@ class Whitening:
     scale: Tensor
 
     def encode(self, data: Tensor) -> Tensor:
-        """Whitened coordinates (n, k) of data (n, ...)."""
+        """Return the whitened coordinates (n, k) of data (n, ...)."""
         return (data.flatten(1) - self.mean) @ self.components.mT / self.scale
 
 
 def whitening(data: Tensor, components: int) -> Whitening:
-    """Principal components of data (n, ...) with unit variance (divisor n), signs fixed.
+    """Compute the principal components of data (n, ...), scaled to unit variance (divisor n), signs fixed.
 
     Args:
         data: (n, ...), flattened to (n, p).
@@ -99,7 +71,7 @@ def whitening(data: Tensor, components: int) -> Whitening:
         ShapeError, NotFiniteError: more components than the data have directions; NaN or infinity in the data.
 
     Example:
-        >>> X = load_dataset("digits").images
+        >>> X, _ = unit_digits()
         >>> Z = whitening(X, 3).encode(X)
         >>> bool(torch.allclose(Z.mT @ Z / len(Z), torch.eye(3, dtype=Z.dtype)))
         True
@@ -120,15 +92,16 @@ def whitening(data: Tensor, components: int) -> Whitening:
 
 
 def load_whitened(name: str = "mnist", signs: Any = None) -> tuple[Tensor, Tensor]:
-    """The setting of Li et al. 2016: ten whitened principal components of images, and one-hot labels.
+    """Load the data of Li et al. 2016: ten whitened principal components of images, and one-hot labels.
 
     "mnist": the 60,000 training images, embedded in the package (resid/data/embedded/README.md says how it was made and
-    under which licence), on a grid of 2^-16. "digits": the 1,797 digits of `load_dataset`.
+    under which licence), on a grid of 2^-16. "digits": the 1,797 digits.
     The signs of principal components are arbitrary and results at zero weights depend on them: here the entry of
     largest magnitude of each component is positive.
 
     Args:
-        name: "mnist" or "digits". signs: (10,), each +1 or -1, to try another choice of signs.
+        name: "mnist" or "digits".
+        signs: (10,), each +1 or -1, to try another choice of signs.
 
     Returns:
         X, Y: (m, 10), float64; X has mean 0 and second moment I, Y is not centred.
@@ -154,8 +127,8 @@ def load_whitened(name: str = "mnist", signs: Any = None) -> tuple[Tensor, Tenso
 @cache
 def _whitened(name: str) -> tuple[Tensor, Tensor]:
     if name == "digits":
-        data = load_dataset("digits")
-        X, labels = whitening(data.images, 10).encode(data.images), data.labels
+        images, labels = unit_digits()
+        X = whitening(images, 10).encode(images)
     else:
         with np.load(Path(__file__).with_name("embedded") / "mnist_whitened.npz", allow_pickle=False) as stored:
             X = torch.from_numpy(stored["components"].astype(np.float64))
@@ -164,7 +137,7 @@ def _whitened(name: str) -> tuple[Tensor, Tensor]:
 
 
 def image_pairs(transform: Callable[[Tensor], Tensor], components: int = 8) -> tuple[Tensor, Tensor]:
-    """Whitened digits and the same digits after a transformation, in the coordinates of the untransformed ones.
+    """Return whitened digits and the same digits after a transformation, in the coordinates of the untransformed ones.
 
     `resid.theory.landscape.regression_map` of the two is the linear map that the transformation amounts to.
 
@@ -183,7 +156,7 @@ def image_pairs(transform: Callable[[Tensor], Tensor], components: int = 8) -> t
         >>> X.shape == Y.shape
         True
     """
-    images = load_dataset("digits").images
+    images, _ = unit_digits()
     coordinates = whitening(images, components)
     return coordinates.encode(images), coordinates.encode(transform(images))
 
@@ -193,16 +166,3 @@ def _per_image(images: Tensor, change: Callable[[np.ndarray], np.ndarray]) -> Te
     if images.ndim != 3:
         raise ShapeError(f"images has shape {tuple(images.shape)}: (n, height, width) is needed")
     return torch.from_numpy(np.ascontiguousarray(change(images.numpy())))
-
-
-__all__ = [
-    "Dataset",
-    "Whitening",
-    "image_pairs",
-    "load_dataset",
-    "load_whitened",
-    "mirrored",
-    "rotated",
-    "shifted",
-    "whitening",
-]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resid._arguments import as_whole
-from resid.data.batches import load_split
+from resid.data.loading import load_dataset
 from resid.errors import OptionError, ResidError
 from resid.training.checkpoint import RunFolder
 from resid.training.launcher import LaunchError, launch
@@ -202,7 +202,7 @@ def _fetch(recipes: Iterable[Recipe], folder: str | Path | None) -> None:
     """Download what is not there, before several processes do so into the same files."""
     for name in {recipe.dataset for recipe in recipes if not recipe.streamed}:
         for split in ("train", "test"):
-            load_split(name, split, folder)
+            load_dataset(name, split, folder)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 
 from resid.book.checks.samples import memorize
 from resid.book.checks.samples import memorize_proof as proof
-from resid.data.whitened import load_dataset
+from resid.data.whitened import unit_digits
 from resid.ledger import get_claim
 from resid.theory.memorize import construct_memorizer
 from tests.checks.helpers import generator, passes
@@ -44,14 +44,14 @@ def test_coincidences_are_counted_in_whole_numbers():
     images = torch.tensor([[2, 4], [1, 2], [3, 6], [2, 1], [0, 0], [0, 0], [7, 7]], dtype=torch.uint8)
     found = memorize.coincidences(images, torch.tensor([0, 0, 1, 0, 2, 2, 0]))
     assert (found.pairs, found.conflicting) == (4, 2)  # three multiples of (1, 2), one of them labelled 1; two zeros
-    digits = load_dataset()
-    assert memorize.coincidences((16 * digits.images).to(torch.int64), digits.labels).pairs == 0
+    images, labels = unit_digits()
+    assert memorize.coincidences((16 * images).to(torch.int64), labels).pairs == 0
 
 
 def test_memorized_labels_are_those_that_were_asked_for():
-    data = load_dataset()
-    true = memorize.memorize_labels("digits", data.images, data.labels, 4, None)
-    random = memorize.memorize_labels("digits", data.images, data.labels, 4, generator())
+    data = unit_digits()
+    true = memorize.memorize_labels("digits", *data, 4, None)
+    random = memorize.memorize_labels("digits", *data, 4, generator())
     assert (true.data, random.data) == ("digits, true labels", "digits, random labels")
     assert true.n == 1797
     assert max(true.error, random.error) < 1e-12

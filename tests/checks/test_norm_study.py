@@ -12,6 +12,7 @@ import torch
 
 from resid._precision import float32_products
 from resid.book.checks.norms import norm_drift, norm_study
+from resid.book.checks.norms.norm_images import Images, load_images
 from resid.book.checks.norms.norm_study import (
     DIGITS,
     PAPER,
@@ -23,7 +24,6 @@ from resid.book.checks.norms.norm_study import (
     follow_transitions,
 )
 from resid.book.journal import Journal
-from resid.data.images import Images, load_images
 from resid.errors import OptionError, ShapeError
 from resid.nets.norm_preservation import ProcrustesProjection
 from resid.nets.preact import ProcResNet

@@ -8,8 +8,8 @@ import torch
 
 from resid.book.checks.norms import norm_drift
 from resid.book.checks.norms import procrustes as trials
+from resid.book.checks.norms.norm_images import load_images
 from resid.book.checks.norms.norm_study import DIGITS, DIGITS_TRANSITIONS, NormStudy, follow_three_layers
-from resid.data.images import load_images
 from resid.theory.conv_spectrum import conv_matrix, conv_singular_values
 from tests.checks.helpers import fails, generator, passes
 

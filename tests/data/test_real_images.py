@@ -9,8 +9,7 @@ import os
 
 import pytest
 
-from resid.data.batches import load_split
-from resid.data.whitened import Dataset
+from resid.data.loading import Dataset, load_dataset
 from resid.training import feeds as sources
 from resid.training.recipe import Recipe
 from resid.training.trainer import train
@@ -19,8 +18,8 @@ COMMON = Recipe(dataset="cifar10", epochs=4, batch=64, lr=0.1, channels_last=Tru
 
 
 def few(name, split="train", folder=None):
-    """The first images of a split."""
-    whole, n = load_split(name, split, folder), {"train": 4000, "test": 2000}[split]
+    """Load the first images of a split."""
+    whole, n = load_dataset(name, split, folder), {"train": 4000, "test": 2000}[split]
     return Dataset(whole.images[:n], whole.labels[:n], whole.source)
 
 
@@ -34,7 +33,7 @@ def few(name, split="train", folder=None):
     ids=["preact", "allconv"],
 )
 def test_the_loss_falls_and_test_images_are_recognised(recipe, loss, error, monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "load_split", few)
+    monkeypatch.setattr(sources, "load_dataset", few)
     metrics = train(recipe, tmp_path, device="cpu").metrics
     losses = [line["loss"] for line in metrics]
     assert losses == sorted(losses, reverse=True), losses

@@ -6,24 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
-from resid.data.whitened import image_pairs, load_dataset, load_whitened, mirrored, rotated, shifted, whitening
+from resid.data.whitened import image_pairs, load_whitened, mirrored, rotated, shifted, unit_digits, whitening
 from resid.errors import DepthError, NotFiniteError, OptionError, ShapeError
 from resid.theory.targets import random_rotation
 from tools import embed_mnist
-
-
-def test_digits_are_the_published_ones():
-    data = load_dataset("digits")
-    assert data.images.shape == (1797, 8, 8)
-    assert data.images.dtype == torch.float64
-    assert float(data.images.min()) == 0.0
-    assert float(data.images.max()) == 1.0
-    assert torch.bincount(data.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    torch.testing.assert_close(16 * data.images[0], torch.from_numpy(load_digits().images[0]))
-    with pytest.raises(OptionError, match="name = 'imagenet'"):
-        load_dataset("imagenet")
 
 
 def test_transformations_do_what_they_say():
@@ -42,7 +29,7 @@ def test_transformations_do_what_they_say():
 
 
 def test_whitening_has_unit_moments_and_fixed_signs():
-    images = load_dataset("digits").images
+    images = unit_digits()[0]
     found = whitening(images, 10)
     coordinates = found.encode(images)
     torch.testing.assert_close(coordinates.mean(0), torch.zeros(10, dtype=torch.float64), atol=1e-12, rtol=0)
@@ -56,7 +43,7 @@ def test_whitening_has_unit_moments_and_fixed_signs():
 @pytest.mark.parametrize("components", [0, 62, 2.0, True])
 def test_whitening_refuses_what_the_data_cannot_give(components):
     with pytest.raises(ShapeError, match="an integer from 1 to 61, the rank of the data"):
-        whitening(load_dataset("digits").images, components)
+        whitening(unit_digits()[0], components)
     with pytest.raises(NotFiniteError):
         whitening(torch.full((3, 2), torch.nan), 1)
 
@@ -70,7 +57,7 @@ def test_image_pairs_are_whitened_inputs_and_transformed_images():
 
 
 def test_data_helpers_take_numpy_and_name_what_is_wrong():
-    images = load_dataset("digits").images[:3]
+    images = unit_digits()[0][:3]
     torch.testing.assert_close(rotated(images.numpy(), degrees=20), rotated(images, degrees=20))
     torch.testing.assert_close(mirrored(images.clone().requires_grad_()), mirrored(images))
     for bad in (torch.zeros(4), torch.zeros(0, 3)):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resid.data.whitened import load_dataset
+from resid.data.whitened import unit_digits
 from resid.errors import DepthError, MarginError, NotFiniteError, OptionError, SampleConflictError, ShapeError
 from resid.nets.memorizer import export_memorizer
 from resid.theory.memorize import _blocks as _memorize
@@ -104,8 +104,7 @@ def test_every_neuron_sees_its_own_point_and_nothing_it_must_ignore(width):
 
 
 def test_points_are_bitwise_untouched_by_the_blocks_of_others():
-    images = load_dataset().images
-    X, y = images[:300], load_dataset().labels[:300]
+    X, y = (part[:300] for part in unit_digits())
     for dtype in (F64, torch.float32):
         h = construct_memorizer(X, y, 7).to(dtype).hidden(X)
         assert bool(((h[1:] != h[:-1]).any(2).sum(0) == 1).all())
@@ -116,10 +115,10 @@ def test_points_are_bitwise_untouched_by_the_blocks_of_others():
 
 @pytest.mark.parametrize("width", [2, 16])
 def test_digits_with_true_and_random_labels(width):
-    data = load_dataset()
-    for labels in (data.labels, torch.randint(10, (1797,), generator=generator())):
-        net = construct_memorizer(data.images, labels, width)
-        assert net.error(data.images, labels) < 1e-13
+    images, true = unit_digits()
+    for labels in (true, torch.randint(10, (1797,), generator=generator())):
+        net = construct_memorizer(images, labels, width)
+        assert net.error(images, labels) < 1e-13
         assert net.n_parameters < 2 * (2 * width + 1) * 1797
 
 
@@ -329,8 +328,8 @@ def test_chunks_do_not_change_anything(monkeypatch, size):
 
 
 def test_inputs_of_every_kind_and_shape():
-    images = (16 * load_dataset().images[:50]).to(torch.uint8)
-    y = load_dataset().labels[:50]
+    images, y = (part[:50] for part in unit_digits())
+    images = (16 * images).to(torch.uint8)
     net = construct_memorizer(images, y.numpy(), width=4)
     for same in (images, images.to(torch.float32), images.flatten(1).numpy(), images.tolist()):
         X = torch.as_tensor(same).flatten(1) if not isinstance(same, list) else torch.tensor(same)

@@ -1,7 +1,5 @@
 """What goes wrong on people's machines: mended where nothing is lost by it, else one line that says what to do."""
 
-import builtins
-import gzip
 import hashlib
 import io
 import json
@@ -9,22 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
-import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from resid.data import decode, download
-from resid.data.decode import decode_test
-from resid.data.download import DataFileError, fetch
-from resid.data.image_files import open_images
-from resid.data.shrink import shrink_images
 from resid.errors import OptionError
 from resid.training import cli
 from resid.training import launcher as launch
@@ -32,9 +21,6 @@ from resid.training.checkpoint import DamagedRunError, RunFolder, read_status
 from resid.training.engine import Stop
 from resid.training.recipe import RecipeError, build_network
 from resid.training.trainer import FAILED, INTERRUPTED, STOPPED, train
-from tests.data.test_decode import apart, encode, picture, resized
-from tests.data.test_download import CONTENT, archive, server  # noqa: F401 - a fixture
-from tests.data.test_image_files import write_parquet
 from tests.training.test_trainer import ALLCONV
 from tools import bootstrap, site
 
@@ -202,20 +188,6 @@ def test_a_recipe_that_is_no_text(tmp_path, capsys):
     assert "a.json cannot be read" in refused([str(tmp_path / "a.json")], capsys)
 
 
-def test_what_a_download_needs_is_named(tmp_path, monkeypatch, capsys):
-    real = builtins.__import__
-
-    def lacking(name, *more):
-        if name == "pooch":
-            raise ModuleNotFoundError("No module named 'pooch'", name="pooch")
-        return real(name, *more)
-
-    monkeypatch.setattr(builtins, "__import__", lacking)
-    monkeypatch.setenv("RESID_DATA", str(tmp_path / "data"))
-    line = refused(["zaeemzadeh-constant-resnet20", "--run-dir", str(tmp_path / "run"), "--device", "cpu"], capsys)
-    assert 'pooch is needed to download it: pip install "resid-book[run]"' in line
-
-
 # --- files of a run folder
 
 
@@ -285,153 +257,6 @@ def test_metrics_say_what_made_them(finished):
         assert line["threads"] == torch.get_num_threads()
         assert line["torch"] == torch.__version__
         assert len(line["code"]) == 16
-
-
-# --- downloads and images
-
-
-def test_processes_that_need_the_same_archive_get_it_once(server, tmp_path):  # noqa: F811
-    """Locks are between open files, so that threads stand for processes here."""
-    found, errors = [], []
-
-    def one():
-        try:
-            found.append(fetch(archive(server, "good"), tmp_path, progress=False).read_bytes())
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=one) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert errors == []
-    assert found == [CONTENT] * 6
-    assert len(server.seen) == 1
-
-
-def test_where_folders_cannot_be_locked_a_download_goes_on(server, tmp_path, monkeypatch):  # noqa: F811
-    import fcntl
-
-    def refuse(*_):
-        raise OSError(9, "Bad file descriptor")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    assert fetch(archive(server, "good"), tmp_path, progress=False).read_bytes() == CONTENT
-
-
-def test_a_damaged_archive_of_one_file_is_named(tmp_path):
-    path = tmp_path / "a.gz"
-    content = bytearray(gzip.compress(CONTENT))
-    content[20] ^= 255
-    path.write_bytes(content)
-    with pytest.raises(DataFileError, match="is damaged or not the official archive"):
-        download.unpack(path, {"a": "0"}, tmp_path)
-
-
-@pytest.mark.parametrize(("width", "height"), [(1, 700), (700, 1), (3, 400), (40, 333), (90, 33), (25, 25)])
-def test_of_a_thin_image_only_the_middle_is_resized(width, height, monkeypatch):
-    image = picture(width, height)
-    short = min(width, height)
-    w, h = 20 * width // short, 20 * height // short
-    left, top = round((w - 17) / 2), round((h - 17) / 2)
-    expected = resized(np.asarray(image), w, h)[top : top + 17, left : left + 17]
-    asked, resize = [], Image.Image.resize
-    monkeypatch.setattr(
-        Image.Image, "resize", lambda self, size, *more, **k: asked.append(size) or resize(self, size, *more, **k)
-    )
-    assert apart(decode_test(encode(image), 17, 20), expected) <= 1.01
-    assert asked == [(17, 17)]
-
-
-def test_a_strip_does_not_eat_the_memory():
-    """102 bytes of a file took 1.6 GB, and 100,000 pixels in a row 21 GB."""
-    began = time.monotonic()
-    assert decode_test(encode(Image.new("RGB", (1, 100_000), "red"))).shape == (3, 224, 224)
-    assert time.monotonic() - began < 5
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "I;16", "CMYK", "1"])
-@pytest.mark.parametrize("strip", [1, 50, 211, 10_000])
-def test_strips_are_the_whole(mode, strip, monkeypatch):
-    rng = np.random.default_rng(len(mode))
-    if mode == "I;16":
-        image = Image.fromarray(rng.integers(0, 2**16, (13, 21), dtype=np.uint16))
-    else:
-        image = Image.fromarray(rng.integers(0, 256, (13, 21, 4), dtype=np.uint8)).convert(mode)
-    if mode == "P":
-        image.info["transparency"] = 3
-    whole = np.asarray(decode.to_rgb(image))
-    monkeypatch.setattr(decode, "STRIP", strip)
-    assert np.array_equal(np.asarray(decode.to_rgb(image)), whole)
-
-
-def test_a_large_transparent_image_needs_little_more_than_itself_and_the_result():
-    """In a process of its own, so that its peak is that of this image: it took 1.5 GB."""
-    code = """
-        import io, resource
-        from PIL import Image
-        from resid.data.decode import open_image, to_rgb
-        file = io.BytesIO(); Image.new("RGBA", (6000, 6000)).save(file, "PNG", compress_level=1)
-        image = open_image(file.getvalue()); image.load()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        assert to_rgb(image).size == (6000, 6000)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 36e3)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
-    assert float(done.stdout) < 6, done.stderr  # bytes for a pixel: 3 of RGB, and what the strips take
-
-
-def shards(tmp_path, rows, **more):
-    return write_parquet(tmp_path / "data set", rows, shards=1, **more)
-
-
-IMAGE = encode(Image.new("RGB", (9, 9)))
-
-
-@pytest.mark.parametrize("classes", [["", "a"], ["a", ""], [".", ".."], ["../x", "a"], ["a\0b", "c"], ["n" * 250, "o"]])
-@pytest.mark.parametrize("name", ["a.jpg", "../../b.jpg", "/c.jpg", "d\0e.jpg", "f" * 251 + ".jpg"])
-def test_a_copy_stays_below_its_folder(tmp_path, classes, name):
-    rows = [(IMAGE, name, 0), (IMAGE, name, 1)]
-    source = shards(tmp_path, rows, names=classes)
-    out = tmp_path / "deep" / "out"
-    done = shrink_images(source, out, 4)
-    written = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*") if path.is_file()}
-    assert written == {"data set", "deep"}
-    images = [path for path in out.rglob("*") if path.is_file() and path.name not in ("lock", "shrink.json")]
-    assert len(images) == done.written == 2
-    assert all(len(path.relative_to(out).parts) == 3 for path in images)
-    copy = open_images(out, "train")
-    assert copy.labels.tolist() == [0, 1]  # as many classes as before, in their order
-
-
-@pytest.mark.parametrize("where", ["", "train", "copies/small"])
-def test_a_copy_does_not_lie_in_what_is_copied(tmp_path, where):
-    (tmp_path / "train" / "a").mkdir(parents=True)
-    (tmp_path / "train" / "a" / "b.png").write_bytes(IMAGE)
-    with pytest.raises(OptionError, match="is the folder of the images itself, or lies in it"):
-        shrink_images(tmp_path, tmp_path / where)
-
-
-@pytest.mark.parametrize("label", [10**8, 2**40])
-def test_a_label_of_no_class_is_told_at_once(tmp_path, label):
-    began = time.monotonic()
-    with pytest.raises(DataFileError, match=rf"class 1 of {label + 1} has no image: there are 2 images"):
-        open_images(shards(tmp_path, [(IMAGE, "a.jpg", 0), (IMAGE, "b.jpg", label)]), "train")
-    assert time.monotonic() - began < 5
-
-
-@pytest.mark.parametrize("names", [5, [1, 2], "ab", {"a": 1}])
-def test_names_of_classes_that_are_no_texts(tmp_path, names):
-    with pytest.raises(DataFileError, match="metadata"):
-        open_images(shards(tmp_path, [(IMAGE, "a.jpg", 0)], names=names), "train")
-
-
-def test_a_pipe_called_like_an_image_is_no_image(tmp_path):
-    (tmp_path / "train" / "a").mkdir(parents=True)
-    (tmp_path / "train" / "a" / "b.png").write_bytes(IMAGE)
-    os.mkfifo(tmp_path / "train" / "a" / "f.jpg")
-    assert len(open_images(tmp_path, "train")) == 1
 
 
 # --- make

@@ -202,7 +202,7 @@ def test_runs_wait_no_longer_when_told(tmp_path, monkeypatch):
 
 def test_data_are_there_before_several_processes_want_them(tmp_path, monkeypatch):
     log = []
-    monkeypatch.setattr(experiment, "load_split", lambda *given: log.append(given))
+    monkeypatch.setattr(experiment, "load_dataset", lambda *given: log.append(given))
 
     def launched(recipe, folder, *_, **__):
         log.append("run")

@@ -14,7 +14,8 @@ from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 
-from resid.data.batches import crop_and_flip, draw_crops, draw_order, load_split, pixel_statistics
+from resid.data.batches import crop_and_flip, draw_crops, draw_order, pixel_statistics
+from resid.data.loading import load_dataset
 from resid.errors import OptionError
 from resid.nets.auditing import audit
 from resid.nets.probes import blocks_of, mean_weight_norm, watch_gradients
@@ -93,7 +94,7 @@ def test_metrics_weights_and_status(tmp_path):
 
     model = build_network(ALLCONV)
     model.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    test, look = load_split("digits", "test"), pixel_statistics(load_split("digits").images)
+    test, look = load_dataset("digits", "test"), pixel_statistics(load_dataset("digits").images)
     with torch.no_grad():
         logits = model(((test.images - look[0].view(1, -1, 1, 1)) / look[1].view(1, -1, 1, 1)).float())
     last = result.metrics[-1]
@@ -248,7 +249,7 @@ def test_probes_agree_with_the_audit(tmp_path):
     recipe = PROC.replace(probe_epochs=(0,))
     result = train(recipe, tmp_path)
     assert "ratios" not in result.metrics[1]
-    model, split = build_network(recipe), load_split("digits")
+    model, split = build_network(recipe), load_dataset("digits")
     which = draw_order(1433, 0, 0)[:300]
     mean, std = (t.view(1, -1, 1, 1) for t in pixel_statistics(split.images))
     images = ((split.images[which] - mean) / std).float()

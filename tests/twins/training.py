@@ -4,13 +4,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from resid.data.batches import draw_crops, draw_order, load_split
+from resid.data.batches import draw_crops, draw_order
+from resid.data.loading import load_dataset
 from resid.training.recipe import build_network
 
 
 def slow_training(recipe):
     """Final weights and the mean loss of each epoch, for recipes of whole epochs with milestones or a constant rate."""
-    split, model = load_split(recipe.dataset), build_network(recipe)
+    split, model = load_dataset(recipe.dataset), build_network(recipe)
     pixels = split.images.double().numpy()
     mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
     names = {p: n for n, p in model.named_parameters()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resid._arguments import check_option
-from resid.data.whitened import load_dataset
+from resid.data.loading import load_dataset
 from resid.nets.auditing import Audit, audit
 from resid.nets.norm_preservation import ProcrustesProjection
 from resid.nets.preact import Bottleneck, PlainNet, PreActResNet, ProcResNet
@@ -54,8 +54,8 @@ class Trained:
 
 def batch_of_digits(count: int = 64) -> tuple[Tensor, Tensor]:
     """The first images (count, 1, 8, 8) of the digits, float32, and their labels."""
-    data = load_dataset("digits")
-    return data.images[:count, None].to(torch.float32), data.labels[:count]
+    data = load_dataset("digits", "all")
+    return data.images[:count].to(torch.float32) / 16, data.labels[:count]
 
 
 def make_network(kind: str, depth: int, width: int = 4, seed: int = 0) -> nn.Module:

@@ -11,8 +11,10 @@ stopped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resid._precision import float32_products
+from resid.book.checks.norms.norm_images import MOVES, Images
 from resid.book.journal import Journal
-from resid.data.images import MOVES, Images
-from resid.data.workers import Workers
 from resid.errors import NotFiniteError, ShapeError
 from resid.nets.norm_preservation import ProcrustesProjection
 from resid.nets.preact import ProcResNet
@@ -370,12 +371,11 @@ class NormStudy:
         trainings = _Trainings(self.data, self.recipe)
         missing = [i for i, key in enumerate(keys) if key not in self.journal]
         if self.processes > 1 and len(missing) > 1:
-            workers = Workers[dict[str, np.ndarray]](trainings, min(self.processes, len(missing)))
-            for i, arrays in zip(missing, workers(pieces[i] for i in missing), strict=True):
-                self.journal(keys[i], partial(dict, arrays))
-        kept = [
-            self.journal(key, partial(trainings.__getitem__, piece)) for key, piece in zip(keys, pieces, strict=True)
-        ]
+            count = min(self.processes, len(missing))
+            with ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+                for i, arrays in zip(missing, pool.map(trainings, [pieces[i] for i in missing]), strict=True):
+                    self.journal(keys[i], partial(dict, arrays))
+        kept = [self.journal(key, partial(trainings, piece)) for key, piece in zip(keys, pieces, strict=True)]
         return [
             [
                 Passage(
@@ -399,7 +399,7 @@ class _Trainings:
     data: Images
     recipe: Recipe
 
-    def __getitem__(self, piece: dict[str, Any]) -> dict[str, np.ndarray]:
+    def __call__(self, piece: dict[str, Any]) -> dict[str, np.ndarray]:
         seeds, epochs = piece["seeds"], piece["epochs"]
         if piece["what"] == "three layers":
             (c, d), projected, kernel = piece["pair"], piece["projected"], piece["kernel"]
