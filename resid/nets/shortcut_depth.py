@@ -5,12 +5,14 @@ Li et al. 2016, Section 5.3.2 and Figure 9.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resid._arguments import as_depth, as_whole, check_option
-from resid.errors import DepthError
+from resid.errors import DepthError, OptionError
 
 __all__ = ["ShortcutBlock", "ShortcutDepthResNet"]
 
@@ -82,12 +84,14 @@ class ShortcutDepthResNet(nn.Module):
         classes: of the output.
         shortcut: "A" or "B", that of `ShortcutBlock`; the paper does not say which.
         batch_norm: if not, there is no normalisation anywhere and the last convolution of every branch starts at zero,
-            so that the network starts as the identity between stem and head: nearer to Theorem 2, whose small weights
-            batch norm takes away.
+            so that the network starts as the identity between stem and head.
+        branch_scale: without batch norm, instead: all weights of the branches are those of the usual start times this
+            factor. Small factors are what Theorem 2 is about, the neighbourhood of zero weights; where one factor of a
+            branch is exactly zero and the others are not, there is no saddle.
 
     Raises:
         DepthError: a depth that cannot be grouped.
-        OptionError: an unknown shortcut.
+        OptionError: an unknown shortcut, or a scale that is no positive number or comes with batch norm.
 
     Example:
         >>> [sum(p.numel() for p in ShortcutDepthResNet(38, k).parameters()) for k in (1, 2, 3, 4)]
@@ -103,9 +107,12 @@ class ShortcutDepthResNet(nn.Module):
         classes: int = 10,
         shortcut: str = "A",
         batch_norm: bool = True,
+        branch_scale: float | None = None,
     ) -> None:
         super().__init__()
         check_option("shortcut", shortcut, SHORTCUTS)
+        if branch_scale is not None and (batch_norm or not 0 < branch_scale < math.inf):
+            raise OptionError(f"branch_scale = {branch_scale!r}: a positive number and batch_norm = False are needed")
         length, whole = as_depth("length", length), as_whole(depth)
         if whole is None or whole < 5 or (whole - 2) % 3 or (whole - 2) // 3 % length:
             raise DepthError(
@@ -132,7 +139,9 @@ class ShortcutDepthResNet(nn.Module):
         if not batch_norm:
             with torch.no_grad():
                 for block in self.blocks():
-                    block.branch[-1].weight.zero_()  # type: ignore[operator]
+                    for layer in block.branch if branch_scale is not None else [block.branch[-1]]:
+                        if isinstance(layer, nn.Conv2d):
+                            layer.weight.mul_(branch_scale or 0.0)
 
     def blocks(self) -> list[ShortcutBlock]:
         """List all blocks, from the input on."""

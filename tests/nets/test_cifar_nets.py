@@ -137,6 +137,24 @@ def test_without_normalisation_branches_start_at_zero_and_leave_it(length):
     assert all(float(b.branch[-1].weight.grad.abs().max()) > 0 for b in model.blocks())
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_branches_start_as_small_as_they_are_told(length):
+    made = []
+    for scale in (1.0, 0.1):
+        torch.manual_seed(0)
+        made.append(ShortcutDepthResNet(38, length, width=4, channels=1, batch_norm=False, branch_scale=scale))
+    usual, small = (dict(model.named_parameters()) for model in made)
+    for name, weight in usual.items():
+        factor = 0.1 if ".branch." in name else 1.0
+        torch.testing.assert_close(small[name], factor * weight)
+        assert float(weight.detach().abs().max()) > 0 or name.endswith("bias"), "no factor of a branch is zero"
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(OptionError, match="branch_scale"):
+            ShortcutDepthResNet(38, 2, batch_norm=False, branch_scale=wrong)
+    with pytest.raises(OptionError, match="batch_norm = False"):
+        ShortcutDepthResNet(38, 2, branch_scale=0.1)
+
+
 def test_bad_depths_are_named():
     for depth, length in ((110, 5), (37, 2), (2, 1), (38.0, 2)):
         with pytest.raises(DepthError, match=f"depth = {depth!r}, length = {length}"):
