@@ -26,12 +26,12 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 @contextmanager
 def isolation(grad: bool | None = None, factories: bool = True) -> Iterator[None]:
-    """Without autocast; afterwards everything is as it was.
+    """Switch autocast off, and what else the caller has set; afterwards everything is as it was.
 
     Args:
-        grad: True: derivatives are recorded, False: they are not, None: as the caller has it.
-        factories: whether tensors are made on the CPU, in float32, where nothing else is said. False where functions
-            of the caller are called, which may count on the caller's defaults.
+        grad: True: derivatives are recorded, False: they are not, None: the caller decides.
+        factories: whether tensors are made on the CPU, in float32, where nothing else is said. False where functions of
+            the caller are called, which may count on the caller's defaults.
     """
     with ExitStack() as stack:
         for device in _DEVICES:
@@ -62,7 +62,12 @@ def isolated(*, grad: bool | None = None, factories: bool = True) -> Callable[[C
 def isolated(
     function: Callable[P, R] | None = None, /, *, grad: bool | None = None, factories: bool = True
 ) -> Callable[P, R] | Callable[[Callable[P, R]], Callable[P, R]]:
-    """A function that always runs in an `isolation`, and is not compiled; also for methods.
+    """Decorate a function or method to always run in an `isolation`, and not to be compiled.
+
+    Args:
+        function: what to decorate; None where options are passed first.
+        grad: passed on to `isolation`.
+        factories: passed on to `isolation`.
 
     Example:
         >>> @isolated

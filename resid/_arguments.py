@@ -21,7 +21,7 @@ IntPair: TypeAlias = int | Sequence[int]
 
 
 def as_real(name: str, value: Any) -> Tensor:
-    """`value` as a dense float32 or float64 tensor; integers, lists and NumPy arrays of other kinds become float64."""
+    """Return `value` as a dense float32 or float64 tensor; integers, lists and other NumPy arrays become float64."""
     if isinstance(value, Tensor):
         array = value
     else:
@@ -53,7 +53,7 @@ def _numpy_type(value: Any) -> np.dtype:
 
 
 def as_square(name: str, value: Any) -> Tensor:
-    """A finite real (d, d) matrix with d >= 1."""
+    """Return a finite real (d, d) matrix with d >= 1."""
     matrix = as_real(name, value)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise ShapeError(f"{name} has shape {tuple(matrix.shape)}: a square matrix (d, d), d >= 1, is needed")
@@ -61,7 +61,7 @@ def as_square(name: str, value: Any) -> Tensor:
 
 
 def as_layers(name: str, value: Any) -> Tensor:
-    """Finite real layers (..., depth, d, d), depth >= 1."""
+    """Return finite real layers (..., depth, d, d), depth >= 1."""
     layers = as_real(name, value)
     if layers.ndim < 3 or layers.shape[-1] != layers.shape[-2] or 0 in layers.shape:
         raise ShapeError(
@@ -71,7 +71,7 @@ def as_layers(name: str, value: Any) -> Tensor:
 
 
 def as_depth(name: str, value: Any) -> int:
-    """An integer depth >= 1."""
+    """Return an integer depth >= 1."""
     whole = as_whole(value)
     if whole is None or whole < 1:
         raise DepthError(f"{name} = {value!r}: an integer of at least 1 is needed")
@@ -79,7 +79,7 @@ def as_depth(name: str, value: Any) -> int:
 
 
 def as_size(name: str, value: Any, least: int = 1) -> int:
-    """An integer of at least `least`."""
+    """Return an integer of at least `least`."""
     whole = as_whole(value)
     if whole is None or whole < least:
         raise SizeError(f"{name} = {value!r}: an integer of at least {least} is needed")
@@ -87,7 +87,7 @@ def as_size(name: str, value: Any, least: int = 1) -> int:
 
 
 def as_pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
-    """Two integers of at least `least`, for height and width; one integer stands for both."""
+    """Return two integers of at least `least`, for height and width; one integer stands for both."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise SizeError(f"{name} = {value!r}: an integer or two, for height and width, are needed")
@@ -97,7 +97,7 @@ def as_pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
 
 
 def as_kernel(name: str, value: Any, groups: int = 1) -> Tensor:
-    """A finite real kernel (c_out, c_in/groups, height, width), no axis empty, c_out a multiple of `groups`."""
+    """Return a finite real kernel (c_out, c_in/groups, height, width), no axis empty, c_out a multiple of `groups`."""
     kernel = as_real(name, value)
     if kernel.ndim != 4 or 0 in kernel.shape:
         raise ShapeError(f"{name} has shape {tuple(kernel.shape)}: (c_out, c_in/groups, height, width) is needed")
@@ -107,7 +107,7 @@ def as_kernel(name: str, value: Any, groups: int = 1) -> Tensor:
 
 
 def as_whole(value: Any) -> int | None:
-    """`value` as an int if it is a whole number of an integer type (NumPy's, too) and no bool; else None."""
+    """Return `value` as an int if it is a whole number of an integer type (NumPy's, too) and no bool; else None."""
     if isinstance(value, (bool, np.bool_)):
         return None
     try:
@@ -117,7 +117,7 @@ def as_whole(value: Any) -> int | None:
 
 
 def as_covariance(name: str, value: Any, d: int) -> Tensor:
-    """A symmetric positive semidefinite (d, d) matrix; asymmetry and negative eigenvalues up to rounding pass."""
+    """Return a symmetric positive semidefinite (d, d) matrix; rounding may make it a little asymmetric or negative."""
     sigma = as_square(name, value)
     if sigma.shape[0] != d:
         raise ShapeError(f"{name} has shape {tuple(sigma.shape)}: ({d}, {d}) is needed to fit the other arguments")
@@ -139,7 +139,7 @@ def as_covariance(name: str, value: Any, d: int) -> Tensor:
 
 
 def as_samples(X: ArrayLike, Y: ArrayLike, shape: str = "(m, d)") -> tuple[Tensor, Tensor]:
-    """Finite real inputs and outputs of one shape with two axes, not empty; `shape` is what the error calls it."""
+    """Return finite real inputs and outputs of one shape with two axes, not empty; the error calls it `shape`."""
     X, Y = as_real("X", X), as_real("Y", Y)
     if X.ndim != 2 or X.shape != Y.shape or 0 in X.shape:
         raise ShapeError(f"X has shape {tuple(X.shape)}, Y {tuple(Y.shape)}: both must be {shape}")
@@ -147,20 +147,20 @@ def as_samples(X: ArrayLike, Y: ArrayLike, shape: str = "(m, d)") -> tuple[Tenso
 
 
 def check_option(name: str, value: str, options: Collection[str]) -> str:
-    """`value` if it is one of `options`."""
+    """Return `value` if it is one of `options`."""
     if value not in options:
         raise OptionError(f"{name} = {value!r}: one of {', '.join(map(repr, options))} is needed")
     return value
 
 
 def check_same_dimension(name: str, matrix: Tensor, d: int, other: str) -> None:
-    """`matrix` is (d, d) like `other`."""
+    """Raise an error unless `matrix` is (d, d) like `other`."""
     if matrix.shape[-1] != d:
         raise ShapeError(f"{name} is {tuple(matrix.shape)} and {other} has d = {d}: the dimensions must agree")
 
 
 def check_positive(name: str, value: Any) -> float:
-    """A finite number > 0."""
+    """Return a finite number > 0."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -12,10 +12,13 @@ __all__ = ["float32_products"]
 
 @contextmanager
 def float32_products(precision: str = "ieee") -> Iterator[None]:
-    """Matrix products and convolutions in "ieee" float32, or in "tf32"; what was set before comes back.
+    """Compute matrix products and convolutions in one precision; what was set before comes back.
 
     torch refuses to read its older switches, `allow_tf32`, while the newer ones say something else; so only the newer
     ones, `fp32_precision`, are read and set here, which works whichever the caller has used.
+
+    Args:
+        precision: "ieee" float32, or "tf32".
     """
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]

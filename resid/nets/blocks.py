@@ -10,7 +10,7 @@ from torch import nn
 
 from resid.errors import OptionError
 
-__all__ = ["Chooser", "find_blocks", "is_block", "quotient"]
+__all__ = ["find_blocks", "is_block"]
 
 #: How a caller says which submodules are blocks.
 Chooser = type | tuple[type, ...] | str | Callable[[str, nn.Module], bool]

@@ -15,7 +15,7 @@ from resid.book.journal import Journal, cache_folder
 from resid.data.whitened import load_whitened
 from resid.errors import NotFiniteError, OptionError, ShapeError
 from resid.theory.shortcut import ShortcutNetwork, _native, choose_kernel, descend, initial_weights, least_linear_loss
-from tests.twins.shortcut import loss_twin
+from tests.twins.shortcut import output_twin
 
 F64 = torch.float64
 NETWORKS = [
@@ -41,10 +41,11 @@ def data(m=30, d=3):
 
 def descent_twin(network, W, rate, X, Y, epochs):
     """Losses and weights before each of `epochs` steps and after the last, by one plain loop with autograd."""
-    losses, weights = [], [W.clone()]
+    losses, weights, kind = [], [W.clone()], (network.activation, network.position, network.shortcut)
     for _ in range(epochs + 1):
         W = weights[-1].requires_grad_()
-        loss = loss_twin(W, X, Y, network.activation, network.position, network.shortcut)
+        outputs = torch.vmap(lambda x, W=W: output_twin(W, x, *kind))(X)
+        loss = (outputs - Y).square().sum() / (2 * len(X))
         (gradient,) = torch.autograd.grad(loss, W)
         losses.append(loss.item())
         weights.append((W - rate * gradient).detach())

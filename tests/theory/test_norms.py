@@ -28,12 +28,7 @@ from resid.theory.norms import (
     ratio_range,
 )
 from resid.theory.targets import FAMILIES, sample_target
-from tests.twins.norms import (
-    batch_norm_ratios_twin,
-    deviation_twin,
-    product_of_norms_twin,
-    ratios_twin,
-)
+from tests.twins.norms import batch_norm_ratios_twin, deviation_twin, product_of_norms_twin, ratios_twin
 
 F64 = torch.float64
 

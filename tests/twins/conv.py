@@ -2,18 +2,22 @@
 
 import itertools
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
-def conv_matrix_twin(kernel, n, stride=1, padding="circular", groups=1, dilation=1):
+def conv_matrix_twin(
+    kernel: Tensor, n: Any, stride: Any = 1, padding: Any = "circular", groups: int = 1, dilation: Any = 1
+) -> Tensor:
     """y[o, P] = sum over i, t of K[o, i, t] x[i, stride P + dilation t - before], as a dense float64 matrix."""
     d, per_group, *taps = kernel.shape
     c = per_group * groups
     size, step, dil = (v if isinstance(v, tuple) else (v, v) for v in (n, stride, dilation))
     reach = [dil[a] * (taps[a] - 1) for a in range(2)]
     if isinstance(padding, str):
-        before, total = [r // 2 for r in reach], reach
+        before, total = tuple(r // 2 for r in reach), reach
     else:
         zeros = padding if isinstance(padding, tuple) else (padding, padding)
         before, total = zeros, [2 * z for z in zeros]
@@ -31,7 +35,7 @@ def conv_matrix_twin(kernel, n, stride=1, padding="circular", groups=1, dilation
     return matrix.reshape(d * out[0] * out[1], c * size[0] * size[1])
 
 
-def projection_twin(kernel, n, relu=False):
+def projection_twin(kernel: Tensor, n: int, relu: bool = False) -> Tensor:
     """Algorithm 1 with the whole grid of frequencies and a singular value decomposition for each, in float64."""
     d, c, height, width = kernel.shape
     scale = math.sqrt((2 if relu else 1) * d / min(c, d))
@@ -42,7 +46,7 @@ def projection_twin(kernel, n, relu=False):
     return torch.fft.ifft2(A.permute(2, 3, 0, 1)).real[:, :, :height, :width]
 
 
-def published_projection(kernel, n, steps=10):
+def published_projection(kernel: Tensor, n: int, steps: int = 10) -> Tensor:
     """The route of the released code with its sign corrected: the whole grid, 2c x 2c real blocks, iteration (9).
 
     A + iB becomes [[A, -B], [B, A]]; the Gram matrix is divided by its Frobenius norm where that is above 1.

@@ -14,14 +14,7 @@ from resid.theory.norms.bounds import (
     norm_ratios,
     ratio_range,
 )
-from resid.theory.norms.flow import (
-    TIMES,
-    NearIdentityFlow,
-    flow_bound,
-    flow_constant,
-    flow_times,
-    near_identity_flow,
-)
+from resid.theory.norms.flow import TIMES, NearIdentityFlow, flow_bound, flow_constant, flow_times, near_identity_flow
 from resid.theory.norms.smooth_maps import (
     SMOOTH_FAMILIES,
     SmoothMap,

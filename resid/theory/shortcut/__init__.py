@@ -8,14 +8,7 @@ from resid.theory.shortcut.at_zero import (
     neuron_matrices,
     whitened_condition_bound,
 )
-from resid.theory.shortcut.descent import (
-    INITS,
-    KERNELS,
-    Descent,
-    choose_kernel,
-    descend,
-    initial_weights,
-)
+from resid.theory.shortcut.descent import INITS, KERNELS, Descent, choose_kernel, descend, initial_weights
 from resid.theory.shortcut.network import (
     ShortcutNetwork,
     balanced_hessian_spectrum,
@@ -24,12 +17,7 @@ from resid.theory.shortcut.network import (
     orthogonal_as_shortcut,
     second_moments,
 )
-from resid.theory.shortcut.spectrum import (
-    condition_number,
-    condition_number_limit,
-    hessian_eigenvalues,
-    hessian_index,
-)
+from resid.theory.shortcut.spectrum import condition_number, condition_number_limit, hessian_eigenvalues, hessian_index
 
 __all__ = [
     "INITS",

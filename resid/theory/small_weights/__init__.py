@@ -1,4 +1,4 @@
-"""Memorising a finite sample with weights of small norm: a theorem of our own beside Hardt & Ma 2016, Section 3."""
+"""Finite samples memorised with weights of small norm (Li et al. 2016, Theorem 1), and bounds on such weights."""
 
 from resid.theory.small_weights._separation import minimum_distance, separation
 from resid.theory.small_weights._sphere import SpherePath

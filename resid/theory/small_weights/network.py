@@ -14,13 +14,7 @@ from torch import Tensor
 from resid._ambient import isolated
 from resid._arguments import ArrayLike, as_depth, as_real, as_samples, check_option, check_positive
 from resid.errors import DepthError, MarginError, ShapeError
-from resid.theory.small_weights._separation import (
-    check_inputs,
-    check_unit,
-    normalised,
-    rounding_margin,
-    separation,
-)
+from resid.theory.small_weights._separation import check_inputs, check_unit, normalised, rounding_margin, separation
 from resid.theory.small_weights._sphere import SpherePath
 from resid.theory.small_weights.paths import sphere_paths
 
