@@ -1,6 +1,6 @@
 """What must not change by accident: the hashes of all recipes, and what two small trainings come out as.
 
-A recipe whose hash is another refuses the folders of runs that were begun before. `python -m tests.training.test_golden`
+A recipe whose hash is another refuses the folders of runs begun before. `python -m tests.training.test_golden`
 writes the numbers of the trainings anew, for a change that is meant; the changelog has to say so.
 """
 
