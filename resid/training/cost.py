@@ -32,7 +32,19 @@ from resid.training.ranks import join_ranks
 from resid.training.recipe import NETWORKS, Recipe
 from resid.training.recipes import RECIPES
 
-__all__ = ["EFFICIENCY", "PEAKS", "Flops", "Hours", "Timing", "count_flops", "hours", "peak", "sweep", "time_steps"]
+__all__ = [
+    "EFFICIENCY",
+    "PEAKS",
+    "Flops",
+    "Hours",
+    "Timing",
+    "count_flops",
+    "hours",
+    "peak",
+    "step_seconds",
+    "sweep",
+    "time_steps",
+]
 
 #: Dense peak in TFLOP/s by a part of the device's name and by precision, the first part that fits; NVIDIA, data sheets
 #: and architecture white papers of A100 and H100. The H200 has the processor of the H100 SXM.

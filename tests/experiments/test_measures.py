@@ -456,11 +456,11 @@ def test_the_evidence_of_a_part(monkeypatch):
 
 def test_a_part_can_be_computed_in_other_ways(tmp_path, monkeypatch):
     monkeypatch.setenv("RESID_RESULTS", str(tmp_path))
-    chapter, part, ways = "experiments/allconv_cifar", "batch-norm", "precision=bf16 graph=true"
+    chapter, part, ways = "experiments/allconv_cifar", "batch-norm", "precision=bf16 compile=default"
     several = cifar_parts.part_recipes(chapter, part, ways)
     assert list(several) == list(FOR_CLAIM["hardt-ma/section-4.1-batch-norm-overfits"])
     for name, recipe in several.items():
-        assert recipe == RECIPES[name].replace(precision="bf16", graph=True)
+        assert recipe == RECIPES[name].replace(precision="bf16", compile="default")
     asked = []
 
     def trained(recipes, seeds, **options):
@@ -482,7 +482,7 @@ def test_a_part_can_be_computed_in_other_ways(tmp_path, monkeypatch):
         cifar_parts.part_recipes(chapter, "speed", ways)
     with pytest.raises(OptionError, match="'bfloat16' is about a precision of its own"):
         cifar_parts.part_recipes(chapter, "bfloat16", ways)
-    assert len({r.hash for r in cifar_parts.part_recipes(chapter, "bfloat16", "graph=true").values()}) == 2
+    assert len({r.hash for r in cifar_parts.part_recipes(chapter, "bfloat16", "compile=default").values()}) == 2
     with pytest.raises(RecipeError, match="precision = 'fp8'"):
         cifar_parts.part_recipes(chapter, part, "precision=fp8")
 
@@ -498,7 +498,7 @@ def test_speed_is_a_ratio_of_images_a_second(tmp_path, monkeypatch):
 
     def loop(recipe, batch, device, steps, warmup):
         asked.append((recipe, batch, device))
-        return Timing("NVIDIA H200", recipe.precision, 1, batch, 0.125, 5)
+        return Timing("NVIDIA H200", recipe.precision, 1, batch, 0.125)
 
     monkeypatch.setattr(cifar_speed, "plain_step_seconds", lambda recipe, *_: asked.append((recipe, 0, "")) or 0.5)
     monkeypatch.setattr(cifar_speed, "time_steps", loop)

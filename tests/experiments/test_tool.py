@@ -116,12 +116,12 @@ def test_counts_that_are_missing_are_run(monkeypatch):
 
 def test_parameters_of_the_notebook():
     piece = Piece("experiments/allconv_cifar", "bfloat16", 3, ("beyond/allconv-bfloat16",))
-    assert piece.parameters("precision=bf16 graph=true", 4, 1, 59.6) == {
+    assert piece.parameters("precision=bf16 compile=default", 4, 1, 59.6) == {
         "MODE": "full", "PART": "bfloat16", "SEEDS": "1", "SEED": "3", "AT_ONCE": "4", "NPROC": "1",
-        "COMPUTE": "graph=true", "MAX_SECONDS": "60",
+        "COMPUTE": "compile=default", "MAX_SECONDS": "60",
     }  # fmt: skip
-    layers = dataclasses.replace(piece, part="layers").parameters("precision=bf16 graph=true", 1, 1, None)
-    assert (layers["COMPUTE"], "MAX_SECONDS" in layers) == ("precision=bf16 graph=true", False)
+    layers = dataclasses.replace(piece, part="layers").parameters("precision=bf16 compile=default", 1, 1, None)
+    assert (layers["COMPUTE"], "MAX_SECONDS" in layers) == ("precision=bf16 compile=default", False)
 
 
 def test_parts_are_chosen_by_name():
@@ -288,5 +288,5 @@ def test_a_chapter_knows_every_parameter_that_it_is_given(chapter):
     known = set(re.findall(r"^(\w+): \w+ =", cell, re.MULTILINE))
     for part in PARTS[chapter]:
         for seed in (None, 1):
-            given = experiments.Piece(chapter, part, seed, ()).parameters("precision=bf16 graph=true", 2, 2, 60.0)
+            given = experiments.Piece(chapter, part, seed, ()).parameters("precision=bf16 compile=default", 2, 2, 60.0)
             assert set(given) <= known, part

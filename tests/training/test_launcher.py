@@ -79,7 +79,7 @@ def test_what_dies_each_time_is_an_error_with_the_reason(tmp_path, monkeypatch):
     assert said == ["rank 0 left with exit status 3: WorkerDiedError: a worker"] * 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_and_sigterm_end_the_children_which_save(tmp_path, number):
     before = signal.getsignal(number)
     sent = []

@@ -122,9 +122,32 @@ def test_a_run_killed_in_a_long_epoch_goes_on_inside_it(recipe, tmp_path, monkey
     assert said[0].startswith("in epoch 1/2: step 10 of 24, 3 images/s"), "counted from where it went on"
 
 
-@pytest.mark.parametrize("early", [0, 1])
+@pytest.mark.parametrize("early", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_ranks_save_together_whichever_clock_is_ahead(early, tmp_path):
     assert run(LONG, tmp_path / "whole", 2) == [0, 0]
     assert run(LONG, tmp_path / "jumped", 2, Fault("jump", 3), early, save_every=None) == [0, 0]
     assert saved(tmp_path / "jumped") == [8, 24], "asked every eight steps"
     assert equal(*(torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "jumped")))
+
+
+def test_the_display_is_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with progress.Bar(print, 50, total=20, initial=5, mininterval=0) as bar:
+        bar.set_description_str("epoch 2/4", refresh=False)
+        bar.update()
+        bar.begin_epoch(10)
+        bar.update()
+    out = capsys.readouterr().out
+    assert "epoch 2/4: " in out
+    assert " 6/20 [" in out
+    assert " 11/20 [" in out
+    assert "images/s]" in out
+
+
+def test_many_runs_say_a_line_a_minute_each(monkeypatch):
+    now, said = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    say = progress.once_a_minute(said.append, "a, seed 0: ")
+    for now[0] in (1, 59, 61, 62, 120, 122):
+        say(f"at {now[0]}")
+    assert said == ["a, seed 0: at 61", "a, seed 0: at 122"]

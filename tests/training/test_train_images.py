@@ -1,11 +1,9 @@
 """Training on image files: exact after a stop, for any number of ranks and parts, and whatever happens to the files."""
 
-import errno
 import json
 import os
 import signal
 import textwrap
-import threading
 from pathlib import Path
 
 import pytest
@@ -18,10 +16,9 @@ from resid.data.image_files import open_images
 from resid.data.official import DataFileError
 from resid.data.stream import IMAGENET_MEAN, IMAGENET_STD, StreamBatches
 from resid.data.workers import WorkerDiedError, Workers
-from resid.training import checkpoint, cli, engine
+from resid.training import cli, engine
 from resid.training import feeds as sources
-from resid.training.checkpoint import CheckpointError, RunFolder
-from resid.training.engine import Engine
+from resid.training.checkpoint import RunFolder
 from resid.training.feeds import default_workers, open_source, spread
 from resid.training.launcher import launch
 from resid.training.ranks import Ranks
@@ -119,7 +116,7 @@ def test_stopping_inside_an_epoch_changes_nothing(workers, tree, whole, tmp_path
         assert (part.state, part.step) == ("stopped", step)
         if workers and step == 2:
             break  # workers take a while to start
-    last = train(IMAGES, tmp_path, data_folder=tree, workers=workers, background_saves=True, save_every=1)
+    last = train(IMAGES, tmp_path, data_folder=tree, workers=workers, save_every=1)
     assert (last.state, last.step) == ("finished", 8)
     assert_equal(last.weights(), whole.weights())
     assert timeless(last.metrics) == timeless(whole.metrics)
@@ -144,49 +141,6 @@ def test_another_number_of_ranks_goes_on(tree, whole, tmp_path):
     assert run(IMAGES, tmp_path, 3, more=given) == [0, 0, 0]
     assert_close(torch.load(tmp_path / "weights.pt", weights_only=True), whole.weights())
     assert [line["step"] for line in RunFolder(tmp_path, IMAGES).lines()] == [4, 8]
-
-
-# --- parts of a batch ---
-
-
-def test_parts_add_up_to_the_batch(tmp_path):
-    plain = train(DIGITS, tmp_path / "whole")
-    cut = train(DIGITS.replace(micro_batch=80), tmp_path / "parts")
-    ragged = train(DIGITS.replace(micro_batch=150), tmp_path / "ragged")  # 150, 150, 20, and in the end 150, 3
-    for other in (cut, ragged):
-        assert_close(other.weights(), plain.weights())
-        for name in ("loss", "train_error", "test_loss"):
-            assert other.metrics[0][name] == pytest.approx(plain.metrics[0][name], rel=1e-5)
-    start = build_network(DIGITS).state_dict()
-    assert max(float((plain.weights()[n] - w).abs().max()) for n, w in start.items()) > 5e-4
-
-
-def test_four_parts_of_eight_are_one_batch_of_thirty_two():
-    """The gradient itself, and how often the network is called."""
-    recipe = DIGITS.replace(batch=32)
-    gradients, calls = {}, []
-    for micro in (None, 8, 12):
-        model = build_network(recipe)
-        parts = Engine.__new__(Engine)
-        parts.recipe, parts.parallel = recipe.replace(micro_batch=micro), model
-        batch = next(open_source(recipe, LONE).training.epoch(0))
-        seen = 0
-        for images, labels in parts.parts(batch.images, batch.labels):
-            (F.cross_entropy(model(images), labels, reduction="sum") / batch.size).backward()
-            seen += 1
-        calls.append(seen)
-        gradients[micro] = torch.cat([p.grad.flatten() for p in model.parameters()])
-    assert calls == [1, 4, 3]
-    assert float(gradients[None].norm()) > 1e-3
-    for micro in (8, 12):
-        torch.testing.assert_close(gradients[micro], gradients[None], atol=1e-7, rtol=1e-5)
-
-
-def test_two_ranks_exchange_the_sum_of_their_parts(tmp_path):
-    recipe = DIGITS.replace(micro_batch=70)
-    plain = train(DIGITS, tmp_path / "whole")
-    assert run(recipe, tmp_path / "parts", 2) == [0, 0]
-    assert_close(torch.load(tmp_path / "parts" / "weights.pt", weights_only=True), plain.weights())
 
 
 # --- files that cannot be read, and workers that die ---
@@ -299,9 +253,9 @@ def test_the_launcher_tries_again_after_a_worker_was_killed(tree, whole, tmp_pat
     last = launch(
         IMAGES, tmp_path / "run", retries=1, save_every=1, device="cpu", data_folder=tree, workers=1, say=said.append
     )
-    failures = [line for line in said if line.startswith("try ")]
+    failures = [line for line in said if line.startswith("rank ")]
     assert len(failures) == 1
-    assert "try 1 of 2 failed: the process left with exit status 1: WorkerDiedError: a worker process" in failures[0]
+    assert "rank 0 left with exit status 1: WorkerDiedError: a worker process" in failures[0]
     assert_equal(last.weights(), whole.weights())
 
 
@@ -342,117 +296,3 @@ def test_the_last_test_batch_has_a_file_for_every_rank(n, ranks):
     size = sources._at_once(n, 64, Ranks(0, ranks, torch.device("cpu")))
     assert (n % size or min(size, n)) >= ranks
     assert size <= max(2 * 64, ranks)
-
-
-# --- checkpoints in the background ---
-
-
-@pytest.mark.parametrize("moment", ["half", "rename"])
-def test_killed_while_a_checkpoint_is_written_in_the_background(moment, tmp_path):
-    recipe = DIGITS.replace(batch=240, epochs=2)
-    behind = ["--background-saves"]
-    assert run(recipe, tmp_path, fault=Fault(moment, 3), more=behind) == [-signal.SIGKILL]
-    assert len(list(tmp_path.glob("*.tmp"))) == 1
-    kept = RunFolder(tmp_path, recipe).checkpoints()
-    assert [p.name[:14] for p in kept] == ["step-000000002", "step-000000004"]
-    assert RunFolder(tmp_path, recipe).load()["step"] == 4
-    assert run(recipe, tmp_path, more=behind) == [0]
-    assert not list(tmp_path.glob("*.tmp"))
-    plain = train(recipe, tmp_path / "whole")
-    assert_equal(torch.load(tmp_path / "weights.pt", weights_only=True), plain.weights())
-
-
-class Slow:
-    """Checkpoints wait, before they are turned into bytes, until they may; how many are under way at once is kept."""
-
-    def __init__(self, monkeypatch):
-        self.may, self.under_way, self.most, self.threads = threading.Event(), 0, 0, set()
-        turn = checkpoint._bytes
-
-        def slow(state):
-            self.threads.add(threading.current_thread().name)
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
-            assert self.may.wait(30)
-            self.under_way -= 1
-            return turn(state)
-
-        monkeypatch.setattr(checkpoint, "_bytes", slow)
-
-
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
-    folder, slow = RunFolder(tmp_path, DIGITS), Slow(monkeypatch)
-    weight = torch.zeros(3)
-    with folder.opened(True):
-        folder.save_behind(1, {"model": {"w": weight}, "list": [weight, 5]})
-        weight += 1  # the next step, while the first state waits to be written
-        assert folder.checkpoints() == []
-        slow.may.set()
-        folder.save_behind(2, {"model": {"w": weight}})
-        folder.save(3, {"model": {"w": weight + 1}})
-    found = [torch.load(path, weights_only=True) for path in folder.checkpoints()]
-    assert [state["step"] for state in found] == [2, 3]
-    assert found[0]["model"]["w"].tolist() == [1, 1, 1]
-    assert slow.most == 1
-    assert len(slow.threads) == 2, "two in the background, one at the end of the run"
-
-
-def test_the_state_is_copied_before_it_is_written(tmp_path, monkeypatch):
-    folder, slow = RunFolder(tmp_path, DIGITS, keep=9), Slow(monkeypatch)
-    weight = torch.zeros(3)
-    with folder.opened(True):
-        folder.save_behind(1, {"model": {"w": weight, "more": (weight[:1], {"deep": weight})}})
-        weight += 1
-        slow.may.set()
-    state = torch.load(folder.checkpoints()[0], weights_only=True)
-    assert state["model"]["w"].tolist() == [0, 0, 0]
-    first, rest = state["model"]["more"]
-    assert (first.tolist(), rest["deep"].tolist()) == ([0], [0, 0, 0])
-
-
-def full_disk(monkeypatch, name):
-    write = checkpoint.write_whole
-
-    def limited(path, content):
-        if path.name.startswith(name):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, content)
-
-    monkeypatch.setattr(checkpoint, "write_whole", limited)
-
-
-@pytest.mark.parametrize(("full", "reached"), [("step-000000002", 4), ("step-000000004", 5)])
-def test_a_full_disk_shows_at_the_next_checkpoint_and_at_the_end(full, reached, tmp_path, monkeypatch):
-    steps = []
-    step = torch.optim.SGD.step
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", lambda self, *a: steps.append(None) or step(self, *a))
-        full_disk(patch, full)
-        with pytest.raises(CheckpointError, match=rf"step {int(full[-1])} cannot be written .*the disk is full"):
-            train(DIGITS, tmp_path, save_every=2, background_saves=True)
-    assert len(steps) == reached
-    assert json.loads((tmp_path / "status.json").read_text())["error"] == "CheckpointError"
-    assert not (tmp_path / "weights.pt").exists()
-    assert train(DIGITS, tmp_path).state == "finished"
-
-
-def test_a_run_that_ends_by_an_error_waits_for_its_checkpoint(tmp_path, monkeypatch):
-    folder, slow = RunFolder(tmp_path, DIGITS), Slow(monkeypatch)
-    threading.Timer(0.3, slow.may.set).start()
-
-    def fail():
-        with folder.opened(True):
-            folder.save_behind(1, {"model": {}})
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert [path.name[:14] for path in folder.checkpoints()] == ["step-000000001"]
-
-
-def test_saves_behind_give_the_same_run(tmp_path):
-    plain, behind = train(DIGITS, tmp_path / "a"), train(DIGITS, tmp_path / "b", save_every=1, background_saves=True)
-    assert_equal(behind.weights(), plain.weights())
-    found = [RunFolder(tmp_path / name, DIGITS).load() for name in ("a", "b")]
-    assert_equal(found[1]["model"], found[0]["model"])
-    assert len(RunFolder(tmp_path / "b", DIGITS).checkpoints()) == 2

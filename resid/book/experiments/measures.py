@@ -357,11 +357,10 @@ REMARKS: dict[str, Callable[[Sequence[Metrics]], str]] = {
 
 #: The ways to compute a recipe.
 _WAYS = tuple(
-    {"precision": precision, "channels_last": last, "compile": blocks, "graph": graph}
+    {"precision": precision, "channels_last": last, "compile": blocks}
     for precision in ("fp32", "tf32", "bf16")
     for last in (False, True)
     for blocks in ("no", "default", "reduce-overhead")
-    for graph in ((False,) if blocks == "reduce-overhead" else (False, True))
 )
 #: Small networks, on digits or on generated images, for the claims about which a run of seconds can say something, in
 #: the order of `FOR_CLAIM`.

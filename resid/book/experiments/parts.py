@@ -145,7 +145,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 _PRECISIONS = {"fp32": "float32", "tf32": "float32 with TF32", "bf16": "bfloat16"}
 #: Fields of a recipe that say how it is computed, and nothing about what.
-COMPUTE = ("precision", "channels_last", "compile", "graph")
+COMPUTE = ("precision", "channels_last", "compile")
 #: Parts whose claims say in which precision they are trained.
 OF_A_PRECISION = ("bfloat16", "modern-cifar10", "modern-cifar100")
 #: What the part "speed" of a chapter times.
@@ -161,7 +161,7 @@ def part_recipes(chapter: str, part: str, compute: str = "") -> dict[str, Recipe
     """The recipes that a part trains, by name, in the order of its claims.
 
     Args:
-        chapter, part: of `PARTS`. compute: fields of `COMPUTE` for all of them, "precision=bf16 graph=true"; runs and
+        chapter, part: of `PARTS`. compute: fields of `COMPUTE` for all of them, "compile=default"; runs and
             records are others than those of the recipes as they are.
 
     Raises:
@@ -169,8 +169,9 @@ def part_recipes(chapter: str, part: str, compute: str = "") -> dict[str, Recipe
         resid.training.recipe.RecipeError: no such value.
 
     Example:
-        >>> [recipe.graph for recipe in part_recipes("experiments/allconv_cifar", "batch-norm", "graph=true").values()]
-        [True, True]
+        >>> fast = part_recipes("experiments/allconv_cifar", "batch-norm", "compile=default")
+        >>> [recipe.compile for recipe in fast.values()]
+        ['default', 'default']
     """
     settings = compute.split()
     for setting in settings:

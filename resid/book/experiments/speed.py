@@ -10,13 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from resid.ledger import Seeds
-from resid.training.cost import StepClock, Timing, count_flops, peak, time_steps
+from resid.training.cost import Timing, count_flops, peak, step_seconds, time_steps
 from resid.training.recipe import Recipe, build_network
 
 __all__ = ["FAST", "Speed", "measure_speed", "plain_step_seconds", "speed_evidence"]
 
 #: What ours has that the plain loop has not, on a GPU.
-FAST = {"precision": "bf16", "channels_last": True, "compile": "default", "graph": True}
+FAST = {"precision": "bf16", "channels_last": True, "compile": "default"}
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,28 @@ class Speed:
 
 
 def plain_step_seconds(recipe: Recipe, device: str | torch.device, steps: int = 100, warmup: int = 20) -> float:
-    """Median seconds of a step of the loop that one writes first, on synthetic images that are on the device already.
+    """Mean seconds of a step of the loop that one writes first, on synthetic images that are on the device already.
 
     Nothing of PyTorch's settings is touched: on a GPU its convolutions may use TF32, its products may not.
 
     Args:
         recipe: of which network, batch and optimiser count. steps: that are timed, after `warmup` others.
     """
-    network, clock = build_network(recipe).to(device), StepClock(torch.device(device))
+    network = build_network(recipe).to(device)
     generator = torch.Generator().manual_seed(recipe.seed)
     images = torch.randn(recipe.batch, *recipe.image_shape, generator=generator).to(device)
     labels = torch.randint(recipe.class_count, (recipe.batch,), generator=generator).to(device)
     optimizer = torch.optim.SGD(
         network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
-    for _ in range(warmup + steps):
-        clock.note()
+
+    def step() -> None:
         loss = F.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    clock.note()
-    return statistics.median(clock.seconds()[warmup:])
+
+    return step_seconds(step, torch.device(device), steps, warmup)
 
 
 def measure_speed(
