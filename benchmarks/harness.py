@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from resid._atomic import write_whole
 from resid.ledger.run import device_name, git_commit, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -141,7 +142,5 @@ def save(result: dict[str, Any]) -> Path:
     """Write one row's result beside the others."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{result['row']}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(result, indent=1).encode() + b"\n")
     return path

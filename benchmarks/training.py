@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
 import random
-import shutil
 import tempfile
 from typing import Any
 
@@ -21,9 +19,11 @@ from resid.data import loading as data
 from resid.data.batches import Batches, pixel_statistics
 from resid.data.loading import load_dataset
 from resid.training.checkpoint import RunFolder
-from resid.training.engine import Engine, Stop
+from resid.training.engine import Engine
+from resid.training.options import RunOptions
 from resid.training.ranks import Ranks
 from resid.training.recipe import Recipe, build_network
+from resid.training.signals import Stop
 from resid.training.trainer import loop
 
 SMALL = Recipe(
@@ -97,19 +97,14 @@ def _plain_loop(given: Any) -> None:
 
 def _engine(recipe: Recipe) -> Engine:
     """Ready to train, with one step done outside the clock: torch loads parts of itself late."""
-    one = Engine(recipe.replace(epochs=None, steps=1, probe_epochs=()), *_place(recipe))
-    loop(one, Stop())
-    engine = Engine(recipe, *_place(recipe), source=one.source)
+    alone = Ranks(0, 1, torch.device("cpu"))
+    one = Engine(recipe.replace(epochs=None, steps=1, probe_epochs=()), alone)
+    _train(one)
+    engine = Engine(recipe, alone, source=one.source)
     if recipe.dataset != "digits":
         assert isinstance(engine.testing, Batches)
         engine.testing = _few(engine.testing)
     return engine
-
-
-def _place(recipe: Recipe) -> tuple[Ranks, RunFolder]:
-    folder = RunFolder(tempfile.mkdtemp(prefix="bench-"), recipe)
-    atexit.register(shutil.rmtree, folder.path, ignore_errors=True)
-    return Ranks(0, 1, torch.device("cpu")), folder
 
 
 def _few(batches: Batches) -> Batches:
@@ -120,7 +115,8 @@ def _few(batches: Batches) -> Batches:
 
 
 def _train(engine: Engine) -> None:
-    loop(engine, Stop())
+    with tempfile.TemporaryDirectory(prefix="bench-") as place:
+        loop(engine, RunFolder(place, engine.recipe), Stop(), RunOptions())
 
 
 def _steps_alone(engine: Engine) -> None:

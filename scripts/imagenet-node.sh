@@ -13,4 +13,4 @@ shift || true
 cards=${CARDS:-$(nvidia-smi --list-gpus | wc -l)}
 
 exec resid-train "$recipe" ${RUN:+--run-dir "$RUN"} --nproc "$cards" --retries 5 \
-  --save-every 1000 --background-saves "$@"
+  --save-every 1000 "$@"

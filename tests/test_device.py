@@ -32,9 +32,8 @@ from resid.theory.procrustes import (
 )
 from resid.theory.shortcut import ShortcutNetwork
 from resid.theory.small_weights import construct_small_weight_network
-from resid.training.cost import time_steps
 from resid.training.recipe import Recipe
-from resid.training.trainer import DivergedError, train
+from resid.training.trainer import train
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="torch finds no GPU")
@@ -181,38 +180,6 @@ def test_compiled_training(recipe, precision, mode, tmp_path):
     plain = train(recipe, tmp_path / "plain", device=str(DEVICE)).metrics
     found = train(recipe.replace(compile=mode, channels_last=True), tmp_path / "compiled", device=str(DEVICE)).metrics
     assert found[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.02 if precision == "fp32" else 0.1)
-
-
-@needs_gpu
-@pytest.mark.parametrize("compiled", ["no", "default"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("recipe", [ALLCONV, PROC], ids=["allconv", "proc"])
-def test_recorded_training(recipe, precision, compiled, tmp_path, monkeypatch):
-    played, replay = [0], torch.cuda.CUDAGraph.replay
-
-    def counted(graph):
-        played[0] += 1
-        replay(graph)
-
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
-    recipe = recipe.replace(precision=precision, compile=compiled, channels_last=True)
-    plain = train(recipe, tmp_path / "plain", device=str(DEVICE)).metrics
-    found = train(recipe.replace(graph=True), tmp_path / "graph", device=str(DEVICE)).metrics
-    assert played[0] > 20
-    for name in ("loss", "test_loss"):
-        assert found[0][name] == pytest.approx(plain[0][name], rel=0.02 if precision == "fp32" else 0.1)
-
-
-@needs_gpu
-def test_several_recorded_trainings_in_one_process(tmp_path):
-    """What one leaves behind must not be freed while the next is recorded."""
-    fast = ALLCONV.replace(graph=True, compile="default", precision="bf16", channels_last=True)
-    for _ in range(3):
-        timing = time_steps(fast, 64, str(DEVICE), steps=10, warmup=5)
-        assert 0 < timing.seconds < 1
-    for graph in (False, True):
-        with pytest.raises(DivergedError):
-            train(ALLCONV.replace(graph=graph, lr=1e4), tmp_path / str(graph), device=str(DEVICE))
 
 
 # --------------------------------------------------------------------------------------------------- gradients followed

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from resid._atomic import write_whole
 from resid._closure import code_hash
 from resid.errors import OptionError
 
@@ -95,9 +96,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             content = io.BytesIO()
             np.savez(content, allow_pickle=False, **result)
-            partial = path.with_suffix(f".{os.getpid()}.tmp")
-            partial.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
-            partial.replace(path)
+            write_whole(path, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
         return result
 
     def __contains__(self, key: Mapping[str, Any]) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import jsonschema
 
+from resid._atomic import write_whole
 from resid.ledger.catalog import schema
 from resid.ledger.errors import RecordError
 from resid.ledger.evidence import Evidence, from_json
@@ -74,18 +73,7 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
     signed = {**content, "sha256": _checksum(content)}
     _validate(path, signed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(signed, file, indent=1, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps(signed, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n")
 
 
 def read_record(path: Path) -> Record:

@@ -2,6 +2,7 @@ from .cost import count_flops as count_flops
 from .cost import hours as hours
 from .launcher import LaunchError as LaunchError
 from .launcher import launch as launch
+from .options import RunOptions as RunOptions
 from .recipe import Recipe as Recipe
 from .recipe import RecipeError as RecipeError
 from .recipe import build_network as build_network

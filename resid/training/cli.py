@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from resid.errors import InterruptedRunError, ResidError
-from resid.training.launcher import LaunchError, launch
-from resid.training.ranks import under_torchrun
+from resid.errors import InterruptedRunError, OptionError, ResidError
+from resid.training.launcher import launch
+from resid.training.options import FLAGS, RunOptions
+from resid.training.progress import echo
+from resid.training.ranks import LAUNCHER, under_torchrun
 from resid.training.recipe import Recipe, RecipeError
 from resid.training.recipes import RECIPES
 from resid.training.sweep import run_folder
-from resid.training.trackers import TRACKERS, open_tracker
 from resid.training.trainer import FAILED, INTERRUPTED, STOPPED, Result, train
 
-__all__ = ["main", "read_recipe"]
+__all__ = ["main", "make_parser", "read_recipe"]
 
 
 def read_recipe(text: str) -> tuple[str, Recipe]:
-    """Name and recipe from the command line: a name, a file of JSON, or JSON itself.
+    """Read name and recipe from the command line: a name, a file of JSON, or JSON itself.
 
     Raises:
         RecipeError: none of these.
@@ -52,52 +50,37 @@ def read_recipe(text: str) -> tuple[str, Recipe]:
     raise RecipeError(f"no recipe {text!r}: --list shows the names; a file has to end in .json")
 
 
-class Progress:
-    """Lines of text, or a bar where the output is a terminal and tqdm is there."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __call__(self, line: str) -> None:
-        """Show a line of `resid.training.trainer.describe`, or any other."""
-        found = re.match(r"(in )?epoch (\d+)/(\d+)[,:] (.*)", line)
-        if found and sys.stdout.isatty():
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                print(line, flush=True)
-                return
-            self._bar = self._bar or tqdm(total=int(found[3]), unit="epoch", file=sys.stdout)
-            self._bar.set_postfix_str(found[4], refresh=False)
-            self._bar.update(int(found[2]) - bool(found[1]) - self._bar.n)
-            self._bar.refresh()
-        else:
-            print(line, flush=True)
-
-
 def make_parser() -> argparse.ArgumentParser:
-    """The words of the command."""
+    """Make the parser of the command; the options of a run are the fields of `RunOptions`."""
     parser = argparse.ArgumentParser(prog="resid-train", description="Train a network by a recipe of the book.")
     parser.add_argument("recipe", nargs="?", help="name of a recipe, or a .json file, or JSON")
     parser.add_argument("--list", action="store_true", help="show the names of the recipes, and end")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a field of the recipe")
     parser.add_argument("--run-dir", type=Path, help="folder of the run; default where the chapters look for it")
     parser.add_argument("--where", action="store_true", help="print the folder of the run, and end")
-    parser.add_argument("--nproc", type=int, help="start so many processes, by torchrun, and try again when one dies")
-    parser.add_argument("--retries", type=int, default=2, help="tries after the first, with --nproc")
-    parser.add_argument("--device", help="cpu or cuda; default a GPU if there is one")
-    parser.add_argument("--max-seconds", type=float, help="save and stop after so long")
     parser.add_argument("--until", type=float, help="save and stop at this time, in seconds since 1970")
-    parser.add_argument("--save-every", type=int, help="steps between checkpoints; default about a minute")
-    parser.add_argument("--data", type=Path, help="folder of the data; default RESID_DATA, for ImageNet RESID_IMAGENET")
-    parser.add_argument("--workers", type=int, help="processes that read image files, for each process that trains")
-    parser.add_argument("--background-saves", action="store_true", help="write checkpoints while training goes on")
-    parser.add_argument("--tracker", choices=sorted(TRACKERS), help="send metrics there, too")
+    for name, (flag, kind, about) in FLAGS.items():
+        parser.add_argument(flag, dest=name, type=kind, help=about, default=argparse.SUPPRESS)
     return parser
 
 
+def options_of(given: argparse.Namespace) -> RunOptions:
+    """Return the options of a run from the command line; of two times to stop the earlier one.
+
+    Raises:
+        OptionError: a number is out of its range, or there is no such device or folder.
+    """
+    options = RunOptions(say=echo, **{name: value for name, value in vars(given).items() if name in FLAGS})
+    if options.data_folder is not None and not Path(options.data_folder).is_dir():
+        raise OptionError(f"--data {options.data_folder}: there is no such folder")
+    if given.until is not None:
+        left = max(0.0, given.until - time.time())
+        options = options.changed(max_seconds=left if options.max_seconds is None else min(left, options.max_seconds))
+    return options
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command, and return its exit status."""
     parser = make_parser()
     given = parser.parse_args(arguments)
     if given.list:
@@ -108,11 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given.recipe is None:
         parser.error("a recipe is needed; --list shows the names")
+    restarted = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0  # what leaves with another status than 0
     try:
         name, recipe = read_recipe(given.recipe)
         recipe = recipe.with_settings(given.set)
-        if given.data is not None and not given.data.is_dir():
-            raise RecipeError(f"--data {given.data}: there is no such folder")
         place = given.run_dir or run_folder(name, recipe)
         if given.where:
             print(place)
@@ -121,46 +103,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # a second one, or one before training has begun: what is saved is saved
         print("resid-train: interrupted: the same command goes on", file=sys.stderr)
         return INTERRUPTED
-    except LaunchError as error:
-        print(f"resid-train: {error}", file=sys.stderr)
-        return FAILED
-    except InterruptedRunError as error:
-        print(f"resid-train: {type(error).__name__}: {error}", file=sys.stderr)
-        return INTERRUPTED
     except ResidError as error:
         print(f"resid-train: {type(error).__name__}: {error}", file=sys.stderr)
-        return FAILED
+        if isinstance(error, InterruptedRunError):
+            return INTERRUPTED
+        return 0 if restarted and LAUNCHER in os.environ else FAILED  # the launcher reads status.json
     if result.state == "stopped":
         print(f"stopped at step {result.step} ({result.reason}): the same command goes on")
-        return 0 if _restarted() else STOPPED
+        return 0 if restarted else STOPPED
     return 0
 
 
-def _restarted() -> bool:
-    """Whether torchrun starts anew, and so against the intent, a process that leaves with another status than 0."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-
-
-def _seconds(given: argparse.Namespace) -> float | None:
-    """Time that is left, None for no end."""
-    ends = [given.max_seconds, None if given.until is None else max(0.0, given.until - time.time())]
-    return min((seconds for seconds in ends if seconds is not None), default=None)
-
-
-def _train(given: argparse.Namespace, run_dir: Path, recipe: Recipe) -> Result:
-    say = Progress()
-    common: dict[str, Any] = {
-        "device": given.device, "max_seconds": _seconds(given), "save_every": given.save_every,
-        "data_folder": given.data, "say": say, "workers": given.workers, "background_saves": given.background_saves,
-    }  # fmt: skip
-    if given.nproc is not None and not under_torchrun():
-        return launch(recipe, run_dir, given.nproc, retries=given.retries, tracker=given.tracker, **common)
-    with ExitStack() as stack:
-        tracker = None
-        if given.tracker is not None and int(os.environ.get("RANK", "0")) == 0:
-            tracker = open_tracker(given.tracker, recipe, run_dir)
-            stack.callback(tracker.close)
-        return train(recipe, run_dir, tracker=tracker, **common)
+def _train(given: argparse.Namespace, place: Path, recipe: Recipe) -> Result:
+    launched = "nproc" in given and not under_torchrun()
+    return (launch if launched else train)(recipe, place, options_of(given))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """What a training run costs: arithmetic from the network, time from measured steps, hours from stated assumptions.
 
 `python -m resid.training.cost imagenet-modern --batches 64,128,256,512` times training steps on synthetic images, on
-the GPU if there is one, for several batches; with torchrun before it, on all ranks. The loop is that of
-`resid.training.trainer`.
+the GPU if there is one, for several batches; with torchrun before it, on all ranks.
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ import dataclasses
 import functools
 import json
 import os
-import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,25 +26,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from resid._arguments import as_whole
 from resid.data.batches import Batch
 from resid.errors import OptionError
-from resid.training.checkpoint import RunFolder
-from resid.training.engine import Engine, Stop, numerics
+from resid.training.engine import Engine, numerics
 from resid.training.feeds import Source
-from resid.training.ranks import Ranks, join_ranks
+from resid.training.ranks import join_ranks
 from resid.training.recipe import NETWORKS, Recipe
 from resid.training.recipes import RECIPES
-from resid.training.step_graph import WARM_UP
-from resid.training.trainer import loop
 
 __all__ = [
     "EFFICIENCY",
     "PEAKS",
     "Flops",
     "Hours",
-    "StepClock",
     "Timing",
     "count_flops",
     "hours",
     "peak",
+    "step_seconds",
     "sweep",
     "time_steps",
 ]
@@ -71,26 +65,6 @@ class Flops(NamedTuple):
     training: int
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Measured training steps: median seconds of one of `batch` images over all ranks.
-
-    memory: most bytes that torch had allocated on the GPU of rank 0, None on a CPU.
-    """
-
-    device: str
-    precision: str
-    ranks: int
-    batch: int
-    seconds: float
-    memory: int | None
-
-    @property
-    def images_per_second(self) -> float:
-        """Over all ranks."""
-        return self.batch / self.seconds
-
-
 class Hours(NamedTuple):
     """Hours of `cards` cards together, each alone, and the assumed efficiency."""
 
@@ -100,8 +74,24 @@ class Hours(NamedTuple):
     efficiency: float
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Measured training steps: mean seconds of one of `batch` images over all `ranks`, on a device, in a precision."""
+
+    device: str
+    precision: str
+    ranks: int
+    batch: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second over all ranks."""
+        return self.batch / self.seconds
+
+
 def count_flops(recipe: Recipe) -> Flops:
-    """Operations of forward pass, and of forward and backward pass, counted by torch without computing anything.
+    """Count operations of the forward pass, and of forward and backward pass, by torch without computing anything.
 
     Example:
         >>> count_flops(RECIPES["hardt-ma-cifar10"]).forward / 1e9 > 3.5
@@ -128,63 +118,33 @@ def _count(network: str, options: tuple[tuple[str, Any], ...], shape: tuple[int,
 
 
 def peak(device: str, precision: str) -> float | None:
-    """Dense peak of a device by its name, in FLOP/s, or None where it is not known; see `PEAKS`.
+    """Look up the dense peak of a device by its name, in FLOP/s; None where it is not known, see `PEAKS`.
 
     Example:
         >>> peak("NVIDIA H200", "bf16"), peak("CPU (x86_64, 2 cores)", "fp32")
         (989400000000000.0, None)
     """
-    for name, of in PEAKS.items():
-        if name in device:
-            return of[precision] * 1e12
-    return None
+    return next((of[precision] * 1e12 for name, of in PEAKS.items() if name in device), None)
 
 
-class StepClock:
-    """Moments on the clock of a device, which nothing waits for, as in a training."""
+def step_seconds(step: Callable[[], None], device: torch.device, steps: int, warmup: int) -> float:
+    """Measure the mean seconds of a step.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._moments: list[Any] = []
-
-    def note(self) -> None:
-        """This moment: on a GPU, when it has done all that it was given before."""
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self._device))
-            self._moments.append(event)
-        else:
-            self._moments.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """From each moment to the next."""
-        pairs = pairwise(self._moments)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            return [before.elapsed_time(after) / 1000 for before, after in pairs]
-        return [after - before for before, after in pairs]
-
-
-class _Synthetic:
-    """One batch of random images, over and over; the moment before each step is kept, on the clock of the device."""
-
-    def __init__(self, recipe: Recipe, ranks: Ranks, steps: int) -> None:
-        self.steps, self.clock = steps, StepClock(ranks.device)
-        share = len(range(ranks.rank, recipe.batch, ranks.count))
-        generator = torch.Generator().manual_seed(ranks.rank)
-        images = torch.randn(share, *recipe.image_shape, generator=generator)
-        labels = torch.randint(recipe.class_count, (share,), generator=generator)
-        moved = images.to(ranks.device).contiguous(memory_format=recipe.layout)
-        self._batch = Batch(moved, labels.to(ranks.device), recipe.batch)
-
-    def epoch(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator[Batch]:
-        for _ in range(self.steps):
-            self.clock.note()
-            yield self._batch
-        self.clock.note()
-
-    def plain(self) -> Iterator[Batch]:
-        return iter(())
+    Args:
+        step: what is timed.
+        device: whose work has to be done at both ends of the time.
+        steps: number of steps that count.
+        warmup: steps before them, in which kernels are chosen and compiled.
+    """
+    started = 0.0
+    for number in range(warmup + steps + 1):
+        if number in (warmup, warmup + steps):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            started = time.perf_counter() - started
+        if number < warmup + steps:
+            step()
+    return started / steps
 
 
 def time_steps(
@@ -193,62 +153,68 @@ def time_steps(
     """Time training steps of a recipe on synthetic images that are on the device already; the rate is zero.
 
     Args:
-        batch: over all ranks. device: default a GPU if there is one. steps: that count. warmup: before them, at least
-            one, in which kernels are chosen, compiled and recorded.
+        recipe: whose network, optimiser and precision count.
+        batch: images a step over all ranks.
+        device: default a GPU if there is one.
+        steps: number of steps that count.
+        warmup: steps before them, at least one.
 
     Raises:
-        OptionError: numbers of no use. torch.OutOfMemoryError: the batch is too large.
+        OptionError: batch, steps or warmup is no integer of at least 1.
+        torch.OutOfMemoryError: the batch is too large.
     """
     for name, value in (("batch", batch), ("steps", steps), ("warmup", warmup)):
         if (whole := as_whole(value)) is None or whole < 1:
             raise OptionError(f"{name} = {value!r}: an integer of at least 1 is needed")
-    if recipe.graph and warmup <= WARM_UP:
-        raise OptionError(f"warmup = {warmup}: more than {WARM_UP} are needed where a step is recorded")
     timed = recipe.replace(
-        batch=batch, epochs=1, steps=None, lr=0.0, schedule="constant", milestones=(), decay_every=0, warmup=0,
-        check_training=0, probe_epochs=(),
+        batch=batch, epochs=None, steps=1, lr=0.0, schedule="constant", milestones=(), decay_every=0, warmup=0,
+        probe_epochs=(),
     )  # fmt: skip
-    with (
-        tempfile.TemporaryDirectory() as place,
-        join_ranks(device) as ranks,
-        numerics(timed.precision, ranks.device),
-        Stop() as stop,
-    ):
-        folder = RunFolder(place, timed)
-        if ranks.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(ranks.device)
-        feed = _Synthetic(timed, ranks, warmup + steps)
-        engine = Engine(timed, ranks, folder, source=Source(feed, feed))
-        with folder.opened(ranks.first), engine.stream():
-            loop(engine, stop)
-        taken = feed.clock.seconds()[warmup:]
-        cuda = ranks.device.type == "cuda"
-        name = torch.cuda.get_device_name(ranks.device) if cuda else "CPU"
-        memory = torch.cuda.max_memory_allocated(ranks.device) if cuda else None
-        return Timing(name, recipe.precision, ranks.count, batch, statistics.median(taken), memory)
+    with join_ranks(device) as ranks, numerics(timed.precision, ranks.device):
+        share = len(range(ranks.rank, batch, ranks.count))
+        generator = torch.Generator().manual_seed(ranks.rank)
+        images = torch.randn(share, *timed.image_shape, generator=generator)
+        labels = torch.randint(timed.class_count, (share,), generator=generator).to(ranks.device)
+        data = Batch(images.to(ranks.device).contiguous(memory_format=timed.layout), labels, batch)
+        feed: Any = SimpleNamespace(steps=1)
+        engine = Engine(timed, ranks, source=Source(feed, feed))
+
+        def step() -> None:
+            engine.set_rate()
+            engine.differentiate(data, probing=False)
+            engine.update()
+
+        with engine.running():
+            seconds = step_seconds(step, ranks.device, steps, warmup)
+        return Timing(str(engine.made_by["device"]), recipe.precision, ranks.count, batch, seconds)
 
 
 def sweep(
     recipe: Recipe, batches: Sequence[int], device: str | torch.device | None = None, **options: int
 ) -> list[Timing]:
-    """`time_steps` for several batches, the smallest first, until one does not fit into memory.
+    """Call `time_steps` for several batches, the smallest first, until one does not fit into memory.
 
     Args:
-        options: of `time_steps`.
+        recipe: as there.
+        batches: numbers of images.
+        device: as there.
+        options: `steps` and `warmup`.
     """
-    found: list[Timing] = []
+    timings: list[Timing] = []
     for batch in sorted(batches):
         try:
-            found.append(time_steps(recipe, batch, device, **options))
+            timings.append(time_steps(recipe, batch, device, **options))
         except torch.OutOfMemoryError:
             break
-    return found
+    return timings
 
 
 def hours(images: float, images_per_second: float, efficiency: Mapping[int, float] = EFFICIENCY) -> tuple[Hours, ...]:
-    """Hours to train on so many images, from the speed of one card.
+    """Compute the hours that training on so many images takes, from the speed of one card.
 
     Args:
+        images: number of images in all.
+        images_per_second: of one card.
         efficiency: cards -> share of the speed of so many single cards, an assumption.
 
     Example:
@@ -275,8 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flops = count_flops(recipe).training
     batches = [int(part) for part in given.batches.split(",")]
     for timing in sweep(recipe, batches, given.device, steps=given.steps, warmup=given.warmup):
-        rate = timing.images_per_second
-        best = peak(timing.device, timing.precision)
+        rate, best = timing.images_per_second, peak(timing.device, timing.precision)
         line = {**dataclasses.asdict(timing), "images_per_second": rate, "flops_per_image": flops}
         if best is not None:
             line["fraction_of_peak"] = rate * flops / (best * timing.ranks)

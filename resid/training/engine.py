@@ -1,14 +1,11 @@
-"""What the loop of the trainer is made of: the state of a run, when to stop, and the arithmetic in force."""
+"""State of a run on one rank: network, optimiser, batches and sums, and one step of training or a test with them."""
 
 from __future__ import annotations
 
 import functools
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,13 +22,11 @@ from resid.errors import NotFiniteError, OptionError, ResidError
 from resid.nets.norm_preservation import ProcrustesProjection, input_sizes
 from resid.nets.preact import ProcResNet
 from resid.nets.probes import blocks_of, mean_weight_norm, watch_gradients
-from resid.training.checkpoint import RunFolder
 from resid.training.feeds import Feed, Source, open_source
-from resid.training.ranks import LAUNCHER, Ranks, under_torchrun
+from resid.training.ranks import Ranks
 from resid.training.recipe import Recipe, build_network
-from resid.training.step_graph import StepGraph
 
-__all__ = ["DivergedError", "Engine", "Stop", "numerics"]
+__all__ = ["DivergedError", "Engine", "code_of_training", "numerics"]
 
 NEVER = 2**62
 
@@ -46,7 +41,7 @@ class DivergedError(ResidError):
 
 @functools.cache
 def code_of_training() -> str:
-    """A hash of the code that decides what a training comes out as: of this module and what it imports."""
+    """Hash the code that decides what a training comes out as: this module and what it imports."""
     return code_hash([Path(__file__)])[:16]
 
 
@@ -54,24 +49,30 @@ class Engine:
     """Network, optimiser, batches and sums of a run on this rank.
 
     The sums of the current epoch stay on the device; nothing waits for them until the epoch or a checkpoint asks.
+
+    Args:
+        recipe: what to train.
+        ranks: this process among the others, and its device.
+        data: folder of the data set, see `resid.training.feeds.open_source`.
+        workers: processes that read image files for this rank.
+        source: batches in place of those of the recipe.
+
+    Raises:
+        OptionError: the recipe does not suit the device.
+        resid.data.official.DataFileError: the data are not there.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         ranks: Ranks,
-        folder: RunFolder,
         data: str | Path | None = None,
         workers: int | None = None,
         source: Source | None = None,
     ) -> None:
-        self.recipe, self.ranks, self.folder, device = recipe, ranks, folder, ranks.device
-        #: of each line of metrics, so that a record can tell what made them
-        self.made_by = {"code": code_of_training(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+        self.recipe, self.ranks, device = recipe, ranks, ranks.device
         if recipe.compile == "reduce-overhead" and device.type != "cuda":
             raise OptionError(f"compile = 'reduce-overhead' records CUDA graphs: not on {device}")
-        if recipe.graph and ranks.count > 1:
-            raise OptionError(f"graph = True records the step of one process, and there are {ranks.count}")
         self.source = source = source or open_source(recipe, ranks, data, workers)
         self.training, self.testing = source.training, source.testing
 
@@ -89,25 +90,25 @@ class Engine:
                 block.compile(mode=recipe.compile, dynamic=False)
         self.parallel: nn.Module = self.model
         if ranks.count > 1:
-            self.parallel = DistributedDataParallel(
-                self.model, device_ids=[device] if device.index is not None else None
-            )
+            devices = [device] if device.index is not None else None
+            self.parallel = DistributedDataParallel(self.model, device_ids=devices)
 
-        self.device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         self.step, self.spent = 0, 0.0
         self.probed: dict[str, dict[str, float]] = {}  # what was probed in this epoch, as it stands in the metrics
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, wrong, seen
         self._bad, self._now = torch.tensor(NEVER, device=device), torch.tensor(0, device=device)
-        self._graph: StepGraph | None = None
-        if recipe.graph:
-            self._graph = StepGraph(self._differentiate, self.model.parameters(), device)
-        self._saved = self._begun = time.monotonic()
+        self._begun = time.monotonic()
+        #: of each line of metrics, so that a record can tell what made them
+        self.made_by = {
+            "ranks": ranks.count,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            "code": code_of_training(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
 
-    def resume(self) -> None:
-        """Go on from the newest checkpoint of the folder, if there is one."""
-        state = self.folder.load(self.ranks.device)
-        if state is None:
-            return
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:  # as it suits this device, not the one before
@@ -121,52 +122,35 @@ class Engine:
         if self.ranks.first:  # the sums of all ranks
             self._sums.copy_(state["sums"])
 
-    def save(self, behind: bool = False) -> None:
-        """Write a checkpoint, `behind` in the background; every rank has to call this.
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds, but for the step; every rank has to call this.
 
         Raises:
-            DivergedError: a loss since the last one was not finite; nothing is written. CheckpointError: of the folder.
+            DivergedError: a loss since the last call was not finite.
         """
-        sums = self._totals()
-        self._saved = time.monotonic()
-        if not self.ranks.first:
-            return
-        state = {
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "projection": self.projection.state_dict() if self.projection is not None else None,
-            "sums": sums,
-            "spent": self._clock(),
+            "sums": self._totals(),
+            "spent": time.monotonic() - self._begun if self.step % self.training.steps else 0.0,
             "probed": self.probed,
         }
-        (self.folder.save_behind if behind else self.folder.save)(self.step, state)
-
-    def unsaved(self) -> float:
-        """Seconds since the last checkpoint."""
-        return time.monotonic() - self._saved
 
     def start_clock(self) -> None:
-        """Training begins, or goes on, in an epoch."""
+        """Note that training begins, or goes on, in an epoch."""
         self._begun = time.monotonic() - self.spent
 
-    def _clock(self) -> float:
-        """Seconds of training in this epoch; none at its border."""
-        return time.monotonic() - self._begun if self.step % self.training.steps else 0.0
-
     @contextmanager
-    def stream(self) -> Iterator[None]:
-        """What the loop has to run in, once.
+    def running(self) -> Iterator[None]:
+        """Context in which the loop runs, once; compiled code has as many versions as there are shapes.
 
         What it leaves behind knows no other rank: see `resid.training.ranks.join_ranks`.
         """
         try:
-            with (
-                self._graph.stream() if self._graph is not None else nullcontext(),
-                many_versions() if self.recipe.compile != "no" else nullcontext(),
-            ):
+            with many_versions() if self.recipe.compile != "no" else nullcontext():
                 yield
         finally:
-            self._graph = None  # it knows this engine: neither would be freed before garbage is collected
             self.parallel = self.model
 
     def set_rate(self) -> float:
@@ -180,27 +164,24 @@ class Engine:
         return rate
 
     def differentiate(self, batch: Batch, probing: bool) -> None:
-        """Gradients of the mean loss of a batch over all ranks, and its sums; probing: ratios of the blocks, too."""
-        usual = not probing and batch.size == self.recipe.batch
-        if self._graph is not None and usual:
-            self._graph(batch.images, batch.labels)
-            return
-        with self._probed(probing), self.eager(not usual):
-            self._differentiate(batch.images, batch.labels, batch.size)
+        """Compute gradients of the mean loss of a batch over all ranks, and add to the sums.
 
-    def _differentiate(self, images: Tensor, labels: Tensor, size: int | None = None) -> None:
-        """The same for this rank's share of a batch of `size` samples; default that of the recipe."""
-        scale = self.ranks.count / (size or self.recipe.batch)  # ranks are averaged, the last batch is smaller
-        for part, truth in self.parts(images, labels):  # whose gradients add up
+        Args:
+            batch: this rank's share of it.
+            probing: whether gradients of the blocks are measured, too.
+        """
+        usual = not probing and batch.size == self.recipe.batch
+        scale = self.ranks.count / batch.size  # ranks are averaged, the last batch is smaller
+        with self._probed(probing), self.eager(not usual):
             with self._autocast():
-                logits = self.parallel(part)
+                logits = self.parallel(batch.images)
             smoothing = self.recipe.label_smoothing
-            loss = F.cross_entropy(logits.float(), truth, reduction="sum", label_smoothing=smoothing)
+            loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum", label_smoothing=smoothing)
             (loss * scale).backward()
-            self._count(loss.detach(), logits.detach(), truth)
+            self._count(loss.detach(), logits.detach(), batch.labels)
 
     def update(self) -> None:
-        """One step of the optimiser, with the projection that follows it.
+        """Take one step of the optimiser, with the projection that follows it.
 
         Raises:
             DivergedError: a kernel that is to be projected is not finite. The loss will not be, either.
@@ -214,11 +195,11 @@ class Engine:
         self.optimizer.zero_grad()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """The precision of forward passes."""
+        """Precision of forward passes."""
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def eager(self, wanted: bool) -> AbstractContextManager[Any]:
-        """Compiled blocks run as written: for hooks, and for a batch of another size."""
+        """Run compiled blocks as written: for hooks, and for a batch of another size."""
         return torch.compiler.set_stance("force_eager") if wanted and self.recipe.compile != "no" else nullcontext()
 
     @contextmanager
@@ -233,15 +214,6 @@ class Engine:
         if branches := probe.branches(self.ranks.total(probe.signals().to(self.ranks.device))):
             self.probed["branches"] = branches
 
-    def parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of a batch in parts, as `Recipe.micro_batch` says; ranks exchange gradients in the last."""
-        at_once = self.recipe.micro_batch or max(1, len(labels))
-        several = list(zip(images.split(at_once), labels.split(at_once), strict=True))
-        for part in several[:-1]:
-            with self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext():
-                yield part
-        yield several[-1]
-
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add samples of the current step to the sums: their loss, summed, and their logits.
 
@@ -252,20 +224,17 @@ class Engine:
         self._bad.copy_(torch.where(torch.isfinite(loss), self._bad, self._bad.minimum(self._now)))
 
     def finish_epoch(self, epoch: int, rate: float) -> dict[str, Any]:
-        """Test the network, and give the metrics of the epoch; the sums begin anew."""
+        """Test the network, and return the metrics of the epoch; the sums begin anew."""
         loss, wrong, seen = self._totals().tolist()
         seen = seen or math.nan  # no file could be read
         seconds = time.monotonic() - self._begun
         line = {
             "epoch": epoch + 1, "step": self.step, "loss": loss / seen, "train_error": wrong / seen,
             **self.test(self.testing, "test"), "lr": rate, "weight_norm": mean_weight_norm(self.model).item(),
-            "seconds": seconds, "images_per_second": seen / seconds, "ranks": self.ranks.count,
-            "device": self.device_name, **self.made_by,
+            "seconds": seconds, "images_per_second": seen / seconds, **self.made_by,
         }  # fmt: skip
         if self.source.checking is not None and self.step == self.recipe.total_steps(self.training.steps):
             line |= self.test(self.source.checking, "plain_train")
-        if broken := self.ranks.gather(self.source.broken()):
-            line |= self.folder.note_broken(broken, self.ranks.first)
         line |= self.probed
         self._sums.zero_()
         self.spent, self.probed = 0.0, {}
@@ -273,9 +242,13 @@ class Engine:
 
     @torch.no_grad()
     def test(self, batches: Feed, name: str) -> dict[str, float]:
-        """Loss and error over all batches and ranks, each sample once, and the top-5 error of more than five classes.
+        """Return loss and error over all batches and ranks, each sample once; of more than five classes top-5, too.
 
         Samples of broken files count neither as wrong nor as seen.
+
+        Args:
+            batches: to test on.
+            name: in front of the names of the results, "test" for "test_loss".
         """
         self.ranks.share_buffers(self.model)
         self.model.eval()
@@ -293,8 +266,8 @@ class Engine:
         self.model.train()
         total, first, five, seen = self.ranks.total(sums).tolist()
         seen = seen or math.nan
-        found = {f"{name}_loss": total / seen, f"{name}_error": first / seen}
-        return {**found, f"{name}_top5_error": five / seen} if several else found
+        errors = {f"{name}_loss": total / seen, f"{name}_error": first / seen}
+        return {**errors, f"{name}_top5_error": five / seen} if several else errors
 
     def _totals(self) -> Tensor:
         """Loss, wrong and seen over all ranks.
@@ -304,74 +277,10 @@ class Engine:
         """
         step = int(self.ranks.least(self._bad))
         if step < NEVER:
-            self.folder.settle()
             epoch, rate = step // self.training.steps, self.recipe.rate(step, self.training.steps)
-            found = self.folder.checkpoints()
-            good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint"
-            text = f"the loss is not finite at step {step} (epoch {epoch}, learning rate {rate:.4g}): {good}"
+            text = f"the loss is not finite at step {step} (epoch {epoch}, learning rate {rate:.4g})"
             raise DivergedError(text, step, epoch, rate)
         return self.ranks.total(self._sums)
-
-
-def catch(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Have SIGTERM and SIGINT handled, but for one that is ignored, as in the background of a shell; see `release`.
-
-    Returns:
-        What was there before, without what other programs than Python's have set, which cannot be set again.
-    """
-    mine = [name for name in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(name) is not signal.SIG_IGN]
-    before = {name: signal.signal(name, handler) for name in mine}
-    return {name: old for name, old in before.items() if old is not None}
-
-
-def release(before: dict[int, Any]) -> None:
-    """Put back what `catch` has replaced."""
-    for name, handler in before.items():
-        signal.signal(name, handler)
-
-
-class Stop:
-    """When to stop before the end: on SIGTERM or Ctrl-C, after `max_seconds`, or when torchrun or the launcher is gone.
-
-    The signals are caught within the context, and only in the main thread, where Python allows it. A second Ctrl-C does
-    not wait for the end of a step.
-    """
-
-    def __init__(self, max_seconds: float | None = None) -> None:
-        self._end = None if max_seconds is None else time.monotonic() + max_seconds
-        self._signal, self._starter, self._parent = "", "", os.getppid()
-        if under_torchrun():
-            self._starter = "torchrun"
-        elif LAUNCHER in os.environ:
-            self._starter, self._parent = "the launcher", int(os.environ[LAUNCHER])
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            self._before = catch(self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        release(self._before)
-
-    def wish(self) -> str:
-        """Why this process would stop, or ""."""
-        if self._signal:
-            return self._signal
-        if self._end is not None and time.monotonic() >= self._end:
-            return "max_seconds is over"
-        return f"{self._starter} is gone" if self._starter and os.getppid() != self._parent else ""
-
-    def agreed(self, ranks: Ranks, due: bool = False) -> tuple[str, bool]:
-        """Why to stop, or "", and whether some rank finds something else due; all ranks have to ask."""
-        mine = self.wish()
-        stop, due = ranks.agree(bool(mine), due)
-        return (mine or "another rank has to stop") if stop else "", due
-
-    def _note(self, number: int, _: object) -> None:
-        if number == signal.SIGINT and self._signal == signal.Signals.SIGINT.name:
-            raise KeyboardInterrupt
-        self._signal = signal.Signals(number).name
 
 
 @contextmanager
@@ -384,6 +293,15 @@ def numerics(precision: str, device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.benchmark = benchmark
+
+
+def many_versions() -> AbstractContextManager[Any]:
+    """As many versions of compiled code as there are shapes; past eight of them torch goes back to eager code."""
+    import torch._dynamo.config as dynamo  # which takes seconds
+
+    fail = not dynamo.suppress_errors  # the two exclude each other
+    patch: AbstractContextManager[Any] = dynamo.patch(recompile_limit=64, fail_on_recompile_limit_hit=fail)
+    return patch
 
 
 def _optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.SGD:
@@ -400,18 +318,9 @@ def _optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.
     )
 
 
-def many_versions() -> AbstractContextManager[Any]:
-    """As many versions of compiled code as there are shapes; past eight of them torch goes back to eager code."""
-    import torch._dynamo.config as dynamo  # which takes seconds
-
-    fail = not dynamo.suppress_errors  # the two exclude each other
-    patch: AbstractContextManager[Any] = dynamo.patch(recompile_limit=64, fail_on_recompile_limit_hit=fail)
-    return patch
-
-
 def _projection(recipe: Recipe, model: nn.Module) -> ProcrustesProjection | None:
     """The projection of the recipe, or None; the network is on the CPU still."""
-    if recipe.projection_every is None and recipe.projection_probability is None:
+    if not recipe.projects:
         return None
     if not isinstance(model, ProcResNet):
         raise OptionError(f"network = {recipe.network!r} has no layers to project")

@@ -1,8 +1,4 @@
-"""Training in processes of its own, started from a notebook or a shell: torchrun, watched and tried again.
-
-The launcher owns the retries: each try is a fresh torchrun with a rendezvous of its own, because torchrun's own
-restarts can leave ranks with the addresses of the try before.
-"""
+"""Training in processes of its own, started by torchrun from a notebook or a shell."""
 
 from __future__ import annotations
 
@@ -11,228 +7,146 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
-from resid._arguments import as_whole
-from resid.errors import OptionError, ResidError
-from resid.training.checkpoint import RunFolder, read_status
-from resid.training.engine import catch, release
-from resid.training.ranks import LAUNCHER, as_device, usable_cpus
+from resid.errors import ResidError
+from resid.training.checkpoint import RunFolder
+from resid.training.options import RunOptions
+from resid.training.ranks import LAUNCHER, usable_cpus
 from resid.training.recipe import Recipe
-from resid.training.trainer import Result, check_times
+from resid.training.signals import Stop
+from resid.training.trainer import Result
 
 __all__ = ["LaunchError", "launch", "worker_command"]
 
 #: Seconds that children have to save and leave; torchrun itself ends ranks half a minute after the first one died.
 PATIENCE = 60.0
-TOLD = "told to stop"
-ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", re.DOTALL)
+#: Lines of the output: a rank that died, in torchrun's words; the error that ended a process, in Python's or ours.
+DIED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+ERROR = re.compile(r"^(?:\[rank\d+\]: |resid-train: )?(\w[\w.]*(?:Error|Exception)\b.*)$")
 
 
 class LaunchError(ResidError):
-    """No try finished; `reasons` has one for each."""
-
-    def __init__(self, message: str, reasons: list[str]) -> None:
-        super().__init__(message)
-        self.reasons = reasons
+    """A run has failed: a rank died more often than it may, or for a reason that another try would not help."""
 
 
-def worker_command(
-    recipe: Recipe,
-    run_dir: str | Path,
-    nproc: int = 1,
-    *,
-    device: str | None = None,
-    max_seconds: float | None = None,
-    save_every: int | None = None,
-    data_folder: str | Path | None = None,
-    tracker: str | None = None,
-    workers: int | None = None,
-    background_saves: bool = False,
-) -> list[str]:
-    """The command of one try: torchrun on this machine, or plain Python for one process.
+def worker_command(recipe: Recipe, run_dir: str | Path, options: RunOptions) -> list[str]:
+    """Return the command that trains: torchrun with `resid-train` for each rank.
 
     Under Slurm, give torchrun its own options for several machines and the same words from `-m resid.training.cli` on.
 
     Example:
-        >>> words = worker_command(Recipe(epochs=1), "runs/a", nproc=2)
-        >>> words[1:5], words[-2:]
-        (['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'], ['--run-dir', 'runs/a'])
+        >>> words = worker_command(Recipe(epochs=1), "runs/a", RunOptions(nproc=2, device="cpu"))
+        >>> words[4], words[-4:]
+        ('--nproc-per-node=2', ['--run-dir', 'runs/a', '--device', 'cpu'])
     """
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", "--max-restarts=0"]
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.nproc}"]
+    start += [f"--max-restarts={options.retries}"]
     start += ["--local-addr=127.0.0.1"]  # else ranks meet at the name of the host, which need not resolve
-    options = {
-        "--device": device, "--max-seconds": max_seconds, "--save-every": save_every, "--data": data_folder,
-        "--tracker": tracker, "--workers": workers, "--run-dir": run_dir,
-    }  # fmt: skip
-    given = ["--background-saves"] if background_saves else []
-    given += [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return [sys.executable, *(start if nproc > 1 else []), "-m", "resid.training.cli", recipe.to_json(), *given]
+    words = options.changed(nproc=1, retries=2, max_seconds=None).words()
+    if options.max_seconds is not None:  # counted from now on, whenever ranks start again
+        words += ["--until", str(time.time() + options.max_seconds)]
+    return [sys.executable, *start, "-m", "resid.training.cli", recipe.to_json(), "--run-dir", str(run_dir), *words]
 
 
 def launch(
-    recipe: Recipe,
-    run_dir: str | Path,
-    nproc: int = 1,
-    *,
-    retries: int = 2,
-    device: str | None = None,
-    max_seconds: float | None = None,
-    save_every: int | None = None,
-    data_folder: str | Path | None = None,
-    tracker: str | None = None,
-    workers: int | None = None,
-    background_saves: bool = False,
-    say: Callable[[str], None] | None = print,
-    beside: int = 1,
-    told: threading.Event | None = None,
+    recipe: Recipe, run_dir: str | Path, options: RunOptions | None = None, stop: Stop | None = None, **changes: Any
 ) -> Result:
     """Train in `nproc` processes on this machine until the run is finished or told to stop.
 
-    When a process dies, all of them end and the run is tried again from its last checkpoint. What another try would
-    not help is not tried again: a recipe that does not fit, a loss that is not finite, a full disk. The output of all
-    processes is kept in log.txt. SIGTERM and Ctrl-C are passed on, and the processes save and end first; so does a
-    run of one process when its launcher is killed.
+    When a process dies, torchrun ends the others and starts all of them again from the last checkpoint, `retries` times
+    at most. What another try would not help is not tried again: a recipe that does not fit, a loss that is not finite.
+    The output of all processes is kept in log.txt. SIGTERM and Ctrl-C are passed on, and the processes save and end
+    first; so they do when the launcher is killed.
 
     Args:
-        recipe, run_dir, device, max_seconds, save_every, data_folder, workers, background_saves: of
-            `resid.training.trainer.train`. nproc: processes, one for each GPU. retries: tries after the first.
-        tracker: name, see `resid.training.trackers`. say: called with a line for each epoch, each minute of a longer
-            one, and each failure.
-        beside: so many runs share the CPUs. told: when it is set, the processes save and end, as after SIGTERM.
+        recipe: what to train.
+        run_dir: folder of this run alone.
+        options: how and where; default `RunOptions(say=print)`.
+        stop: watched in place of the signals, by a thread for instance.
+        changes: fields of `RunOptions`, which change `options`.
 
     Raises:
-        LaunchError: no try finished; the message has the reason of each. RecipeMismatchError: of the folder.
-        OptionError: nproc, retries or beside of no use.
+        LaunchError: the run has failed; the message has the reason.
+        RecipeMismatchError: the folder has a run of another recipe.
+        OptionError: an option does not suit this machine, or nothing can be written to the folder.
     """
-    for name, value, least in (("nproc", nproc, 1), ("retries", retries, 0), ("beside", beside, 1)):
-        if (whole := as_whole(value)) is None or whole < least:
-            raise OptionError(f"{name} = {value!r}: an integer of at least {least} is needed")
-    check_times(max_seconds, save_every)
-    as_device(device)
+    options = (options or RunOptions(say=print)).changed(**changes)
     folder = RunFolder(run_dir, recipe)
     folder.make()
-    ends = None if max_seconds is None else time.monotonic() + max_seconds
-    say = say or (lambda line: None)
-    reasons: list[str] = []
-    told = threading.Event() if told is None else told
-    for number in range(retries + 1):
-        if told.is_set():
-            return Result(folder.path, "stopped", TOLD, read_status(folder.path).get("step", 0), folder.lines())
-        left = None if ends is None else max(0.0, ends - time.monotonic())
-        command = worker_command(
-            recipe, run_dir, nproc, device=device, max_seconds=left, save_every=save_every, data_folder=data_folder,
-            tracker=tracker, workers=workers, background_saves=background_saves,
-        )  # fmt: skip
-        before = _stamp(folder.path)
-        code, tail = _run(command, folder.path / "log.txt", nproc * beside, say, told)
-        status = read_status(folder.path) if _stamp(folder.path) != before else {}
-        state = status.get("state")
-        if state in ("finished", "stopped"):
-            return Result(folder.path, state, status["reason"], status["step"], folder.lines())
-        if code == 0:  # it was finished before
-            return Result(folder.path, "finished", "", read_status(folder.path)["step"], folder.lines())
-        if told.is_set():
-            return Result(folder.path, "stopped", TOLD, read_status(folder.path).get("step", 0), folder.lines())
-        reasons.append(status["reason"] if state == "failed" else _reason(code, tail))
-        say(f"try {number + 1} of {retries + 1} failed: {reasons[-1]}")
-        if state == "failed":
-            break
-    raise LaunchError(
-        f"no try finished in {folder.path}, whose log.txt has the output: "
-        + "; ".join(f"try {i}: {reason}" for i, reason in enumerate(reasons, 1)),
-        reasons,
-    )
+    before = _stamp(folder)
+    with nullcontext(stop) if stop is not None else Stop() as watched:
+        code, reason = _run(worker_command(recipe, run_dir, options), folder, options, watched)
+        wish = watched.wish()
+    status, changed = folder.status(), _stamp(folder) != before
+    state = status.get("state", "")
+    if state in ("finished", "stopped") and (changed or code == 0):
+        return Result(folder.path, state, status["reason"], status["step"], folder.lines())
+    if state == "failed" and changed:
+        reason = status["reason"]
+    elif wish:  # they died of the signal before they could catch it
+        return Result(folder.path, "stopped", wish, status.get("step", 0), folder.lines())
+    raise LaunchError(f"the run in {folder.path}, whose log.txt has the output, has failed: {reason}")
 
 
-def _run(
-    command: list[str], log: Path, processes: int, say: Callable[[str], None], told: threading.Event
-) -> tuple[int, str]:
-    """Exit status and last lines of a try; lines about epochs are passed on as they come."""
+def _run(command: list[str], folder: RunFolder, options: RunOptions, stop: Stop) -> tuple[int, str]:
+    """Run torchrun; returns its exit status, and why a process died. Lines about epochs are passed on as they come."""
+    say = options.say or (lambda line: None)
     environment = {
-        "OMP_NUM_THREADS": str(max(1, usable_cpus() // processes)),
+        "OMP_NUM_THREADS": str(max(1, usable_cpus() // (options.nproc * options.at_once))),
         **os.environ,
         LAUNCHER: str(os.getpid()),  # without which a run goes on unseen, and nobody else can have its folder
         "PYTHONUNBUFFERED": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or a second start can find the addresses of the first
     }
-    tail: deque[str] = deque(maxlen=200)
-    with log.open("a") as written, log.open(errors="replace") as kept:
-        kept.seek(0, os.SEEK_END)
+    died = error = part = ""
+    log = folder.path / "log.txt"
+    with log.open("a") as written, log.open(errors="replace") as output:
+        output.seek(0, os.SEEK_END)
         child = subprocess.Popen(
             command, env=environment, stdout=written, stderr=subprocess.STDOUT,
             start_new_session=True,  # an interrupt in the terminal is ours to pass on
         )  # fmt: skip
-        with _passing_on(child, told):
-            part, ended, patience = "", False, None
+        try:
+            ended, deadline = False, None
             while not ended:
                 ended = child.poll() is not None
-                if told.is_set() and not ended:
-                    if patience is None:  # once: torchrun would take a second one for an order to leave its ranks alone
-                        child.terminate()
-                        patience = time.monotonic() + PATIENCE
-                    elif time.monotonic() > patience:
-                        child.kill()
-                for line in kept:
+                if deadline is None and not ended and stop.wish():
+                    child.terminate()  # once: torchrun would take a second one for an order to leave its ranks alone
+                    deadline = time.monotonic() + PATIENCE
+                elif deadline is not None and time.monotonic() > deadline:
+                    child.kill()
+                for line in output:
                     part += line
                     if not (part.endswith("\n") or ended):
                         continue  # the rest of the line is to come
-                    tail.append(part)
                     if part.startswith(("epoch ", "in epoch ")):
                         say(part.rstrip())
+                    if match := ERROR.match(part):
+                        error = f": {match[1]}"
+                    if match := DIED.search(part):
+                        died, error = f"rank {match[2]} {_ended(int(match[1]))}{error}", ""
+                        say(died)
                     part = ""
                 if not ended:
                     time.sleep(0.1)
-    return child.returncode, "".join(tail)
-
-
-@contextmanager
-def _passing_on(child: subprocess.Popen[bytes], told: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C set `told`, which outlasts this try; the child does not outlive the context.
-
-    A child that has not come as far as to catch signals dies of it, and that must not look like a try that failed. A
-    second Ctrl-C does not wait.
-    """
-
-    def note(number: int, _: object) -> None:
-        if number == signal.SIGINT and told.is_set():
-            raise KeyboardInterrupt
-        told.set()
-
-    main = threading.current_thread() is threading.main_thread()
-    before = catch(note) if main else {}
-    try:
-        yield
-    finally:
-        try:
-            if child.poll() is None:
-                child.terminate()
-                child.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            pass
         finally:
             if child.poll() is None:
+                child.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(PATIENCE)
                 child.kill()
                 child.wait()
-            release(before)
+    return child.returncode, died or f"torchrun {_ended(child.returncode)}{error}"
 
 
-def _stamp(path: Path) -> int:
+def _stamp(folder: RunFolder) -> int:
     """When the status was written last."""
-    file = path / "status.json"
+    file = folder.path / "status.json"
     return file.stat().st_mtime_ns if file.exists() else 0
-
-
-def _reason(code: int, tail: str) -> str:
-    """Why a try failed: which rank died how, from torchrun's summary, or the last error in the output."""
-    if found := ROOT_CAUSE.search(tail):
-        return f"rank {found[1]} {_ended(int(found[2]))}"
-    errors = re.findall(r"^(?:\[rank\d+\]: |resid-train: )?(\w[\w.]*(?:Error|Exception)\b.*)$", tail, re.MULTILINE)
-    return f"the process {_ended(code)}" + (f": {errors[-1]}" if errors else "")
 
 
 def _ended(code: int) -> str:

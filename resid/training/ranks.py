@@ -1,4 +1,4 @@
-"""The processes of one training run: a lone one, or the ranks that torchrun started."""
+"""Processes of one training run: a lone one, or the ranks that torchrun started."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from resid.errors import OptionError
 
 __all__ = ["LAUNCHER", "Ranks", "as_device", "join_ranks", "under_torchrun", "usable_cpus"]
 
-#: Environment variable with the number of the process that started a run of one process, and watches it.
+#: Environment variable with the number of the process that launched a run.
 LAUNCHER = "RESID_LAUNCHER"
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use, which under Slurm or in a container can be fewer than there are."""
+    """Count the CPUs that this process may use, which under Slurm or in a container can be fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def under_torchrun() -> bool:
-    """Whether this process is one of several that torchrun started."""
+    """Return whether this process is one of several that torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
@@ -48,40 +48,32 @@ class Ranks:
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over ranks, on every rank."""
-        if self.count > 1:
-            values = values.clone()
-            dist.all_reduce(values)
-        return values
+        return self._reduced(values, dist.ReduceOp.SUM)
 
     def least(self, values: Tensor) -> Tensor:
         """Minimum over ranks, on every rank."""
-        if self.count > 1:
-            values = values.clone()
-            dist.all_reduce(values, dist.ReduceOp.MIN)
-        return values
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
-        return self.agree(flag)[0]
+        return self._reduced(values, dist.ReduceOp.MIN)
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """Which flags are set on any rank. The question travels by the CPU and does not wait for the device."""
-        if self.count == 1:
-            return flags
-        given = torch.tensor(flags, dtype=torch.int64)
-        dist.all_reduce(given, dist.ReduceOp.MAX)
-        return tuple(map(bool, given.tolist()))
+        """Return which flags are set on any rank. The question travels by the CPU and does not wait for the device."""
+        return tuple(map(bool, self._reduced(torch.tensor(flags, dtype=torch.int64), dist.ReduceOp.MAX).tolist()))
 
-    def gather(self, found: dict[str, str]) -> dict[str, str]:
-        """The dictionaries of all ranks in one, on every rank."""
-        several = [found] * self.count
+    def _reduced(self, values: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
         if self.count > 1:
-            dist.all_gather_object(several, found)
+            values = values.clone()
+            dist.all_reduce(values, how)
+        return values
+
+    def gather(self, own: dict[str, str]) -> dict[str, str]:
+        """Join the dictionaries of all ranks in one, on every rank."""
+        several = [own] * self.count
+        if self.count > 1:
+            dist.all_gather_object(several, own)
         return {key: value for each in several for key, value in each.items()}
 
     @contextmanager
     def first_here(self) -> Iterator[None]:
-        """The first rank of each machine goes through the context alone, then the others do."""
+        """Let the first rank of each machine go through the context alone, then the others."""
         first = int(os.environ.get("LOCAL_RANK", "0")) == 0
         if self.count > 1 and not first:
             dist.barrier()
@@ -97,7 +89,7 @@ class Ranks:
 
 
 def as_device(device: str | torch.device | None = None) -> torch.device:
-    """The device of that name; default a GPU if there is one, else the CPU.
+    """Return the device of that name; default a GPU if there is one, else the CPU.
 
     Raises:
         OptionError: torch knows no such name, or this machine has no such device.
@@ -113,19 +105,19 @@ def as_device(device: str | torch.device | None = None) -> torch.device:
     if place.type not in ("cpu", "cuda"):
         raise OptionError(f"device = {str(device)!r}: training is for CPUs and for GPUs with CUDA")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        what = "this build of torch has no CUDA" if not torch.backends.cuda.is_built() else "torch sees"
-        seen = "" if not torch.backends.cuda.is_built() else f" {torch.cuda.device_count()} GPUs"
-        raise OptionError(f"device = {str(device)!r}: {what}{seen}")
+        cuda = torch.backends.cuda.is_built()
+        seen = f"torch sees {torch.cuda.device_count()} GPUs" if cuda else "this build of torch has no CUDA"
+        raise OptionError(f"device = {str(device)!r}: {seen}")
     return place
 
 
 @contextmanager
 def join_ranks(device: str | torch.device | None = None, timeout: float = 600.0) -> Iterator[Ranks]:
-    """The ranks of this run, joined for the time of the context: by gloo on CPUs, by NCCL on GPUs.
+    """Join the ranks of this run for the time of the context: by gloo on CPUs, by NCCL on GPUs.
 
     Args:
-        device: default a GPU if there is one (that of the local rank), else the CPU. timeout: seconds that ranks wait
-            for each other.
+        device: default a GPU if there is one (that of the local rank), else the CPU.
+        timeout: seconds that ranks wait for each other.
 
     Raises:
         OptionError: no such device, or none here.
@@ -150,7 +142,7 @@ def join_ranks(device: str | torch.device | None = None, timeout: float = 600.0)
     finally:
         # What holds the group has to be gone before it: a DistributedDataParallel that is freed later, with Python's
         # lock held, waits for threads of the group that wait for this lock. Hence the frames above, cycles, and
-        # `Engine.stream`, which lets go of it where all went well.
+        # `Engine.running`, which lets go of it where all went well.
         gc.collect()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

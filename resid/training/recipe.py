@@ -5,58 +5,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import inspect
 import json
-import math
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from resid.data.batches import CLASSES, FILL, NORMALIZE, SHAPES, seed_of
+from resid.data.batches import CLASSES, SHAPES, seed_of
 from resid.errors import ResidError
-from resid.nets.allconv import AllConvResNet
-from resid.nets.preact import PlainNet, PreActResNet, ProcResNet
-from resid.nets.shortcut_depth import ShortcutDepthResNet
+from resid.training.rules import NETWORKS, STREAMED, RecipeError, check_together, checked, parsed
 
 __all__ = ["NETWORKS", "STREAMED", "Recipe", "RecipeError", "build_network"]
 
-#: Data sets of files that are read as they are needed, with their classes; None where the recipe says how many.
-STREAMED: dict[str, int | None] = {"imagenet": 1000, "images": None}
-NETWORKS: dict[str, type[nn.Module]] = {
-    "allconv": AllConvResNet,
-    "plain": PlainNet,
-    "preact": PreActResNet,
-    "proc": ProcResNet,
-    "shortcut_depth": ShortcutDepthResNet,
-}
-CHOICES: dict[str, tuple[str, ...]] = {
-    "dataset": (*CLASSES, *STREAMED),
-    "network": tuple(NETWORKS),
-    "decay": ("all", "convolutions"),
-    "schedule": ("constant", "steps", "exponential", "linear"),
-    "normalize": NORMALIZE,
-    "fill": FILL,
-    "precision": ("fp32", "tf32", "bf16"),
-    "compile": ("no", "default", "reduce-overhead"),
-    "projection": ("formula", "released"),
-}
-#: Least values; floats are below `MOST` as well.
-LEAST: dict[str, float] = {
-    "epochs": 1, "steps": 1, "batch": 1, "lr": 0, "momentum": 0, "weight_decay": 0, "factor": 0, "decay_every": 0,
-    "warmup": 0, "label_smoothing": 0, "pad": 0, "projection_every": 1, "projection_probability": 0, "seed": 0,
-    "classes": 2, "size": 8, "micro_batch": 1, "check_training": 0,
-}  # fmt: skip
-MOST: dict[str, float] = {"momentum": 1, "factor": 1, "label_smoothing": 1, "projection_probability": 1}
 #: Fields that came later: where they have their defaults JSON leaves them out, so that older hashes stay as they were.
-LATER = ("classes", "size", "micro_batch", "check_training", "graph", "projection")
-
-
-class RecipeError(ResidError):
-    """A field of a recipe is unknown, has the wrong type, or does not go with the others."""
+LATER = ("classes", "size", "check_training", "projection")
 
 
 @dataclass(frozen=True)
@@ -67,34 +33,47 @@ class Recipe:
     batch, over all ranks; an epoch is ceil(n / batch) steps.
 
     Args:
-        dataset: see `resid.data.batches.load_split`; or "imagenet", or "images", any folder of images by class, both
-            read from files as they are needed (`resid.data.image_files`). classes: of "images", and only there.
-        size: pixels of the square crops of "imagenet" and "images": a random part of the image in training, the middle
-            of it in tests. network: "allconv", "plain", "preact", "proc" or "shortcut_depth".
+        dataset: see `resid.data.load_dataset`; or "imagenet", or "images", any folder of images by class, both
+            read from files as they are needed.
+        network: "allconv", "plain", "preact", "proc" or "shortcut_depth".
         options: of the network's constructor, but for classes and channels, which the data set decides.
-        epochs, steps: the length; exactly one of them. batch: samples a step, over all ranks.
-        micro_batch: samples that a rank passes through the network at once; of a larger share the gradients are added
-            up. None: the share as it is.
-        lr, momentum, nesterov, weight_decay: of SGD. decay: what decays, "all" parameters or "convolutions" alone.
+        epochs: length in epochs, or None.
+        steps: length in steps, or None; exactly one of the two is given.
+        batch: samples a step, over all ranks.
+        lr: learning rate.
+        momentum: of SGD.
+        nesterov: whether its momentum is Nesterov's.
+        weight_decay: of SGD.
+        decay: what decays, "all" parameters or "convolutions" alone.
         schedule: of the learning rate: "constant"; "steps", times `factor` at each milestone; "exponential", times
-            `factor` every `decay_every`; "linear", to zero at the end. warmup: time of a linear rise from zero.
-        milestones, factor, decay_every: see there. label_smoothing: of the cross entropy.
+            `factor` every `decay_every`; "linear", to zero at the end.
+        milestones: times of the schedule "steps".
+        factor: of the schedules "steps" and "exponential".
+        decay_every: time of the schedule "exponential".
+        warmup: time of a linear rise from zero.
+        label_smoothing: of the cross entropy.
         normalize: pixels by the training set's mean and deviation per channel ("dataset") or each image by its own
-            ("image"). pad, fill, flip: random crop and mirror, see `resid.data.batches`; pad = 0 is no crop.
-        precision: "fp32", "tf32", or "bf16" (autocast, weights in float32). channels_last: memory layout.
+            ("image").
+        pad: pixels around an image before its random crop, see `resid.data.batches`; 0 is no crop.
+        fill: of these pixels.
+        flip: whether images are mirrored at random.
+        precision: "fp32", "tf32", or "bf16" (autocast, weights in float32).
+        channels_last: memory layout.
         compile: blocks by torch.compile, "default", or "reduce-overhead", which records CUDA graphs of them.
-        graph: forward and backward pass of the whole step as one CUDA graph, see `resid.training.step_graph`.
-        projection_every, projection_probability: project the linear convolutions of "proc" after every so many steps,
-            or after each with this probability; neither: never. projection: by the "formula", or as "released", slip
-            and all.
+        projection_every: project the linear convolutions of "proc" after every so many steps.
+        projection_probability: project them after each step with this probability; neither: never.
         probe_epochs: epochs at whose first step the gradient ratios of the blocks are measured, and the norms of their
             branches; 0 the first.
-        check_training: so many training images, evenly spread, on which the final network is tested, too, without
-            augmentation.
         seed: of weights, order, augmentation and projection.
+        classes: of "images", and only there.
+        size: pixels of the square crops of "imagenet" and "images": a random part of the image in training, the middle
+            of it in tests.
+        check_training: number of training images, evenly spread, on which the final network is tested, too, without
+            augmentation.
+        projection: by the "formula", or as "released", slip and all.
 
     Raises:
-        RecipeError: see there.
+        RecipeError: a field is unknown, has the wrong type, is out of its range, or does not go with the others.
 
     Example:
         >>> recipe = Recipe(dataset="digits", network="allconv", options={"blocks": 1}, epochs=3)
@@ -134,27 +113,30 @@ class Recipe:
     seed: int = 0
     classes: int | None = None
     size: int | None = None
-    micro_batch: int | None = None
     check_training: int = 0
-    graph: bool = False
     projection: str = "formula"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", _frozen_options(self.options))
         for field in dataclasses.fields(self):
             if field.name != "options":
-                object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-        self._check_together()
+                object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
+        check_together(self)
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """The options as a dictionary."""
+        """Options of the network as a dictionary."""
         return dict(self.options)
 
     @property
     def streamed(self) -> bool:
         """Whether the images are read from files as they are needed."""
         return self.dataset in STREAMED
+
+    @property
+    def projects(self) -> bool:
+        """Whether linear convolutions are projected."""
+        return self.projection_every is not None or self.projection_probability is not None
 
     @property
     def class_count(self) -> int:
@@ -170,7 +152,7 @@ class Recipe:
 
     @property
     def layout(self) -> torch.memory_format:
-        """Of images and weights in memory."""
+        """Layout of images and weights in memory."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
@@ -179,12 +161,12 @@ class Recipe:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with some fields changed; `options` are replaced as a whole."""
+        """Return a copy with some fields changed; `options` are replaced as a whole."""
         _check_names(changes)
         return dataclasses.replace(self, **changes)
 
     def with_settings(self, settings: Iterable[str]) -> Recipe:
-        """A copy with fields set as on the command line: key=value, or options.key=value.
+        """Return a copy with fields set as on the command line: key=value, or options.key=value.
 
         Numbers, true, false and none are read as such; lists are separated by commas, `milestones=` is an empty one.
 
@@ -198,18 +180,20 @@ class Recipe:
             if not equals:
                 raise RecipeError(f"{setting!r}: key=value is needed")
             if key.startswith("options."):
-                options[key.removeprefix("options.")] = _parsed_option(text)
+                with suppress(json.JSONDecodeError):
+                    text = json.loads(text)
+                options[key.removeprefix("options.")] = text
                 changes["options"] = options
                 continue
             _check_names([key])
             (field,) = (field for field in dataclasses.fields(self) if field.name == key)
             if key == "options":
                 raise RecipeError(f"{setting!r}: options are set one by one, options.key=value")
-            changes[key] = _parsed(field, text)
+            changes[key] = parsed(field, text)
         return self.replace(**changes)
 
     def to_json(self) -> str:
-        """All fields as JSON, in a fixed order; those that came later only where they are not at their defaults."""
+        """Write all fields as JSON, in a fixed order; those of `LATER` only where they are not at their defaults."""
         fields = {**dataclasses.asdict(self), "options": self.network_options}
         defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in LATER}
         kept = {name: value for name, value in fields.items() if defaults.get(name, ...) != value}
@@ -217,7 +201,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """The inverse of `to_json`.
+        """Read what `to_json` wrote.
 
         Raises:
             RecipeError: not JSON, or not the fields of a recipe.
@@ -232,20 +216,20 @@ class Recipe:
         return cls(**content)
 
     def differences(self, other: Recipe) -> list[str]:
-        """Lines "field: mine, theirs" for the fields in which two recipes differ."""
+        """Return a line "field: own, other" for each field in which two recipes differ."""
         lines = []
         for field in dataclasses.fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if mine != theirs:
-                lines.append(f"{field.name}: {_shown(mine)}, {_shown(theirs)}")
+            a, b = getattr(self, field.name), getattr(other, field.name)
+            if a != b:
+                lines.append(f"{field.name}: {_shown(a)}, {_shown(b)}")
         return lines
 
     def total_steps(self, per_epoch: int) -> int:
-        """The length in steps."""
+        """Return the length in steps."""
         return self.steps if self.steps is not None else (self.epochs or 0) * per_epoch
 
     def rate(self, step: int, per_epoch: int) -> float:
-        """The learning rate of a step, 0 the first.
+        """Return the learning rate of a step, 0 the first.
 
         Example:
             >>> recipe = Recipe(epochs=4, schedule="steps", milestones=(2, 3))
@@ -264,61 +248,9 @@ class Recipe:
             rate *= min(1.0, (end - time) / (end - self.warmup))
         return rate * min(1.0, (time + 1 / unit) / self.warmup) if self.warmup else rate
 
-    def _check_together(self) -> None:
-        length = self.epochs if self.steps is None else self.steps
-        rules = [
-            ((self.epochs is None) != (self.steps is None), "epochs, steps: exactly one of them is needed"),
-            (not self.nesterov or self.momentum > 0, "nesterov = True: momentum > 0 is needed"),
-            ((self.schedule == "exponential") == (self.decay_every > 0), "decay_every goes with schedule exponential"),
-            ((self.schedule == "steps") == bool(self.milestones), "milestones go with schedule steps"),
-            (_rising(self.milestones, 1), f"milestones = {self.milestones}: rising numbers from 1 on are needed"),
-            (_rising(self.probe_epochs, 0), f"probe_epochs = {self.probe_epochs}: rising numbers from 0 on are needed"),
-            (
-                self.projection_every is None or self.projection_probability is None,
-                "projection_every, projection_probability: only one of them",
-            ),
-            (
-                (self.projection_every is None and self.projection_probability is None) or self.network == "proc",
-                f"network = {self.network!r}: only 'proc' has layers to project",
-            ),
-            (
-                self.projection == "formula"
-                or self.projection_every is not None
-                or self.projection_probability is not None,
-                "projection = 'released': projection_every or projection_probability is needed",
-            ),
-            (
-                self.warmup == 0 or self.warmup < (length or 0),
-                f"warmup = {self.warmup}: less than the length is needed",
-            ),
-            (
-                (self.classes is not None) == (self.streamed and STREAMED[self.dataset] is None),
-                "classes goes with dataset 'images', and only with it",
-            ),
-            ((self.size is not None) == self.streamed, f"size goes with dataset {' or '.join(map(repr, STREAMED))}"),
-            (
-                not self.streamed or (self.pad == 0 and self.fill == "zeros"),
-                f"dataset = {self.dataset!r}: pad = 0 and fill = 'zeros' are needed, for crops are by size",
-            ),
-            (
-                self.micro_batch is None or not self.probe_epochs,
-                "micro_batch, probe_epochs: gradients are probed where a share passes through the network at once",
-            ),
-            (
-                not self.graph or self.compile != "reduce-overhead",
-                "graph = True: compile = 'no' or 'default' is needed, for one graph cannot record others",
-            ),
-        ]
-        for holds, text in rules:
-            if not holds:
-                raise RecipeError(text)
-        known = set(inspect.signature(NETWORKS[self.network]).parameters) - {"classes", "channels"}
-        if unknown := set(self.network_options) - known:
-            raise RecipeError(f"options {sorted(unknown)}: {self.network!r} has {', '.join(sorted(known))}")
-
 
 def build_network(recipe: Recipe) -> nn.Module:
-    """The network of a recipe with the initial weights that its seed decides, on the CPU, in float32.
+    """Build the network of a recipe with the initial weights that its seed decides, on the CPU, in float32.
 
     The state of torch's own generator is left as it was.
 
@@ -343,10 +275,6 @@ def build_network(recipe: Recipe) -> nn.Module:
     if empty := [name for name, weight in network.named_parameters() if not weight.numel()]:
         raise RecipeError(f"options = {options!r}: the network {recipe.network!r} has no weight in {empty[0]}")
     return network
-
-
-def _rising(numbers: tuple[int, ...], least: int) -> bool:
-    return all(a < b for a, b in zip((least - 1, *numbers), numbers, strict=False))
 
 
 def _shown(value: Any) -> str:
@@ -375,57 +303,3 @@ def _frozen_options(value: Any) -> tuple[tuple[str, Any], ...]:
             raise RecipeError(f"options[{name!r}] = {given!r}: numbers, names, or lists of them are needed")
         frozen.append((str(name), plain))
     return tuple(frozen)
-
-
-def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
-    """The value of a field in its type, or an error that names it."""
-    name, kind = field.name, str(field.type)
-    if value is None and "None" in kind:
-        return None
-    kind = kind.removesuffix(" | None")
-    if kind == "tuple[int, ...]":
-        if not isinstance(value, (list, tuple)) or any(type(part) is not int for part in value):
-            raise RecipeError(f"{name} = {value!r}: a list of integers is needed")
-        return tuple(value)
-    if kind == "float" and type(value) is int:
-        value = float(value)
-    wanted = {"int": int, "float": float, "bool": bool, "str": str}[kind]
-    if type(value) is not wanted:
-        raise RecipeError(f"{name} = {value!r}: {kind} is needed, not {type(value).__name__}")
-    if name in CHOICES and value not in CHOICES[name]:
-        raise RecipeError(f"{name} = {value!r}: one of {', '.join(CHOICES[name])} is needed")
-    if name in LEAST:
-        _check_range(name, value)
-    return value
-
-
-def _check_range(name: str, value: Any) -> None:
-    least, most = LEAST[name], MOST.get(name, math.inf)
-    if not (math.isfinite(value) and least <= value <= most):
-        above = "" if most == math.inf else f" and at most {most}"
-        raise RecipeError(f"{name} = {value!r}: at least {least}{above} is needed")
-    if name in ("projection_probability", "factor") and value == 0:
-        raise RecipeError(f"{name} = 0: more than 0 is needed")
-
-
-def _parsed(field: dataclasses.Field[Any], text: str) -> Any:
-    """A field's value from the command line; `_checked` judges it afterwards."""
-    kind = str(field.type)
-    if "None" in kind and text.lower() == "none":
-        return None
-    kind = kind.removesuffix(" | None")
-    try:
-        if kind == "tuple[int, ...]":
-            return tuple(int(part) for part in text.split(",") if part.strip())
-        if kind == "bool":
-            return {"true": True, "false": False}[text.lower()]
-        return {"int": int, "float": float, "str": str}[kind](text)
-    except (ValueError, KeyError):
-        raise RecipeError(f"{field.name}={text}: {kind} is needed") from None
-
-
-def _parsed_option(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

@@ -53,7 +53,15 @@ ALLOWED = {  # what a package of resid may import from resid, besides itself and
     "ledger": set(),
     "book": {"theory", "nets", "data", "training", "ledger"},
 }
-GROUND = {"errors", "_ambient", "_arguments", "_closure", "_moved", "_precision"}  # what every package may use
+GROUND = {
+    "errors",
+    "_ambient",
+    "_atomic",
+    "_arguments",
+    "_closure",
+    "_moved",
+    "_precision",
+}  # what every package may use
 
 
 def test_layers_import_only_what_is_below_them():

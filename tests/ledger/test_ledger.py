@@ -363,7 +363,7 @@ def test_a_failed_write_keeps_the_old_record(tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("resid.ledger.store.os.fsync", no_space)
+    monkeypatch.setattr("resid._atomic.os.fsync", no_space)
     start_run("full", folder=tmp_path)
     with pytest.raises(OSError, match="No space left"):
         record(THEOREM, enough(THEOREM, 0.7))

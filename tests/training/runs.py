@@ -72,7 +72,7 @@ class Fault:
 
         def syncing(descriptor):
             path = os.readlink(f"/proc/self/fd/{descriptor}")
-            if "/step-" in path and path.endswith(".tmp"):
+            if "/.step-" in path and path.endswith(".tmp"):
                 half = os.fstat(descriptor).st_size // 2
                 strike((lambda: os.ftruncate(descriptor, half)) if self.moment == "half" else lambda: None)
             fsync(descriptor)

@@ -56,7 +56,7 @@ def assert_same(folder, expected):
     assert not list(folder.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("recipe", [ALLCONV, PROC], ids=["allconv", "proc"])
+@pytest.mark.parametrize("recipe", [pytest.param(ALLCONV, marks=pytest.mark.slow), PROC], ids=["allconv", "proc"])
 def test_killed_at_random_steps(recipe, whole, tmp_path):
     done, chance = 0, random.Random(recipe.network)
     while done < STEPS - 3:
@@ -79,8 +79,8 @@ def test_killed_while_a_checkpoint_is_written(moment, whole, tmp_path):
     assert_same(tmp_path, whole(ALLCONV, 1))
 
 
-@pytest.mark.parametrize("recipe", [ALLCONV, PROC], ids=["allconv", "proc"])
-@pytest.mark.parametrize("struck", [0, 1])
+@pytest.mark.parametrize("recipe", [pytest.param(ALLCONV, marks=pytest.mark.slow), PROC], ids=["allconv", "proc"])
+@pytest.mark.parametrize("struck", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_of_two_ranks_killed(recipe, struck, whole, tmp_path):
     step = random.Random(f"{recipe.network} {struck}").randint(4, STEPS)
     codes = run(recipe, tmp_path, 2, Fault("step", step), struck)

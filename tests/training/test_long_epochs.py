@@ -5,10 +5,9 @@ import functools
 import pytest
 import torch
 
-from resid.training import engine as engine_module
-from resid.training import trainer as training
-from resid.training.checkpoint import RunFolder
-from resid.training.trainer import duration, train
+from resid.training import engine, progress, trainer
+from resid.training.checkpoint import CheckpointError, RunFolder
+from resid.training.trainer import train
 from tests.training.runs import Fault, run
 from tests.training.test_faults import ALLCONV, PROC
 from tests.training.test_trainer import equal
@@ -30,8 +29,9 @@ class Clock:
             return step(*arguments)
 
         monkeypatch.setattr(torch.optim.SGD, "step", stepping)
-        for module in (training, engine_module):
+        for module in (engine, progress, trainer):
             monkeypatch.setattr(module, "time", self)
+        monkeypatch.setattr("tqdm.std.time", self.monotonic)
 
     def monotonic(self):
         return self.now
@@ -62,7 +62,7 @@ def test_a_long_epoch_tells_of_itself_and_is_saved(tmp_path, monkeypatch):
     # more than 300 s inside an epoch, more than 60 at the end of one
     assert saved(tmp_path / "long") == [8, 12, 20, 24]
     inside = [line for line in said if line.startswith("in ")]
-    assert inside[0] == "in epoch 1/2: step 2 of 24, 3 images/s, about 14 min left"
+    assert inside[0] == "in epoch 1/2: step 2 of 24, 3 images/s, 14:40 left"
     assert [line.split(",")[0] for line in inside] == [
         f"in epoch {1 + k // 12}/2: step {k} of 24" for k in (2, 4, 6, 8, 10, 14, 16, 18, 20, 22)
     ]
@@ -89,11 +89,11 @@ def test_steps_that_were_asked_for_are_kept_to(tmp_path, monkeypatch):
 
 def test_a_full_disk_stops_what_has_to_be_written_alone(tmp_path, monkeypatch):
     Clock(40, monkeypatch)
-    write = training.RunFolder.set_status
+    write = RunFolder.set_status
 
     def full(self, state, **more):
         if "seconds_left" in more:
-            raise training.CheckpointError("the disk is full")
+            raise CheckpointError("the disk is full")
         write(self, state, **more)
 
     monkeypatch.setattr(RunFolder, "set_status", full)
@@ -122,7 +122,7 @@ def test_a_run_killed_in_a_long_epoch_goes_on_inside_it(recipe, tmp_path, monkey
     assert said[0].startswith("in epoch 1/2: step 10 of 24, 3 images/s"), "counted from where it went on"
 
 
-@pytest.mark.parametrize("early", [0, 1])
+@pytest.mark.parametrize("early", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_ranks_save_together_whichever_clock_is_ahead(early, tmp_path):
     assert run(LONG, tmp_path / "whole", 2) == [0, 0]
     assert run(LONG, tmp_path / "jumped", 2, Fault("jump", 3), early, save_every=None) == [0, 0]
@@ -130,7 +130,24 @@ def test_ranks_save_together_whichever_clock_is_ahead(early, tmp_path):
     assert equal(*(torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "jumped")))
 
 
-def test_times_as_one_says_them():
-    assert [duration(s) for s in (0, 59.4, 60, 3599, 3600, 7260, 47 * 3600, 48 * 3600, 10**6)] == [
-        "0 s", "59 s", "1 min", "59 min", "1 h 0 min", "2 h 1 min", "47 h 0 min", "2 d 0 h", "11 d 13 h",
-    ]  # fmt: skip
+def test_the_display_is_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with progress.Bar(print, 50, total=20, initial=5, mininterval=0) as bar:
+        bar.set_description_str("epoch 2/4", refresh=False)
+        bar.update()
+        bar.begin_epoch(10)
+        bar.update()
+    out = capsys.readouterr().out
+    assert "epoch 2/4: " in out
+    assert " 6/20 [" in out
+    assert " 11/20 [" in out
+    assert "images/s]" in out
+
+
+def test_many_runs_say_a_line_a_minute_each(monkeypatch):
+    now, said = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    say = progress.once_a_minute(said.append, "a, seed 0: ")
+    for now[0] in (1, 59, 61, 62, 120, 122):
+        say(f"at {now[0]}")
+    assert said == ["a, seed 0: at 61", "a, seed 0: at 122"]

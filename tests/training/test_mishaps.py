@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -15,11 +16,11 @@ import pytest
 import torch
 
 from resid.errors import OptionError
-from resid.training import cli
-from resid.training import launcher as launch
-from resid.training.checkpoint import DamagedRunError, RunFolder, read_status
-from resid.training.engine import Stop
+from resid.training import cli, launcher
+from resid.training.checkpoint import DamagedRunError, RunFolder
+from resid.training.options import RunOptions
 from resid.training.recipe import RecipeError, build_network
+from resid.training.signals import Stop
 from resid.training.trainer import FAILED, INTERRUPTED, STOPPED, train
 from tests.training.test_trainer import ALLCONV
 from tools import bootstrap, site
@@ -57,14 +58,6 @@ def test_signals_that_are_ignored_or_not_pythons_stay_so(monkeypatch):
     assert asked == [signal.SIGTERM]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_launcher_passes_signals_on_once(tmp_path, monkeypatch, number):
-    code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(3)); time.sleep(60)"
-    monkeypatch.setattr(launch, "worker_command", lambda *_, **__: [sys.executable, "-c", code])
-    threading.Timer(2.0, os.kill, (os.getpid(), number)).start()
-    assert launch.launch(ALLCONV, tmp_path, 2, device="cpu", say=None).state == "stopped"
-
-
 def test_ctrl_c_in_a_training_loses_nothing(tmp_path, monkeypatch, capsys):
     step, done = torch.optim.SGD.step, []
 
@@ -78,7 +71,7 @@ def test_ctrl_c_in_a_training_loses_nothing(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", interrupted)
         assert cli.main(words) == STOPPED
-    assert read_status(tmp_path / "run") == {"state": "stopped", "step": 2, "reason": "SIGINT"}
+    assert RunFolder(tmp_path / "run", ALLCONV).status() == {"state": "stopped", "step": 2, "reason": "SIGINT"}
     assert "the same command goes on" in capsys.readouterr().out
     assert cli.main(words) == 0
     whole = train(ALLCONV, tmp_path / "whole").weights()
@@ -95,24 +88,44 @@ def test_ctrl_c_before_there_is_a_training_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "resid-train: interrupted: the same command goes on\n"
 
 
-def test_sigterm_before_the_processes_catch_it_is_no_try_that_failed(tmp_path, monkeypatch):
-    """They take seconds to import torch, and die of the signal; a next try would train to the end against the wish."""
-    begun = []
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_processes_catch_it_is_no_failure(tmp_path, monkeypatch, number):
+    """They take seconds to import torch, and die of the signal; another try would train on against the wish."""
+    monkeypatch.setattr(launcher, "worker_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
+    before = signal.getsignal(number)
+    threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
+    result = launcher.launch(ALLCONV, tmp_path, nproc=2, device="cpu", say=None)
+    assert (result.state, result.reason) == ("stopped", number.name)
+    assert signal.getsignal(number) is before
 
-    def command(*_, **__):
-        begun.append(1)
-        return [sys.executable, "-c", "import time; time.sleep(60)"]
 
-    monkeypatch.setattr(launch, "worker_command", command)
-    before = signal.getsignal(signal.SIGTERM)
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    result = launch.launch(ALLCONV, tmp_path, 2, device="cpu", say=None)
-    assert (result.state, result.reason, len(begun)) == ("stopped", "told to stop", 1)
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_the_launcher_passes_a_signal_on_once(tmp_path, monkeypatch):
+    """torchrun takes a second one for an order to leave its ranks alone."""
+    code = f"""if True:
+        import pathlib, signal, time
+        def note(*_):
+            with open({str(tmp_path / "seen")!r}, "a") as file:
+                file.write("x")
+        signal.signal(signal.SIGTERM, note)
+        pathlib.Path({str(tmp_path / "seen")!r}).touch()
+        time.sleep(3)
+        time.sleep(1)
+    """
+    monkeypatch.setattr(launcher, "worker_command", lambda *_: [sys.executable, "-c", code])
+
+    def interrupt():
+        limit = time.monotonic() + 30
+        while time.monotonic() < limit and not (tmp_path / "seen").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    assert launcher.launch(ALLCONV, tmp_path, device="cpu", say=None).state == "stopped"
+    assert (tmp_path / "seen").read_text() == "x"
 
 
 def test_ranks_of_one_machine_need_no_name_for_it():
-    assert "--local-addr=127.0.0.1" in launch.worker_command(ALLCONV, "run", 2)
+    assert "--local-addr=127.0.0.1" in launcher.worker_command(ALLCONV, "run", RunOptions(nproc=2))
 
 
 # --- the command line
@@ -144,7 +157,7 @@ def test_a_run_folder_that_is_a_file(below, more, tmp_path, capsys):
 )
 def test_a_device_that_is_not_there(device, text, more, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(launch, "_run", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(launcher, "_run", lambda *_: pytest.fail("a process was started"))
     line = refused([ALLCONV.to_json(), "--run-dir", str(tmp_path / "run"), "--device", device, *more], capsys)
     assert f"device = {device!r}: " in line
     assert text in line

@@ -54,7 +54,7 @@ def test_recipes_and_options_that_are_named_exist(page):
     assert names or page.name == "README.md"
     assert names <= set(RECIPES)
     known = set(cli.make_parser()._option_string_actions)
-    for command in re.findall(r"(?:resid-train|-m resid\.lab\.cli)\b([^\n`]*)", text):
+    for command in re.findall(r"(?:resid-train|-m resid\.training\.cli)\b([^\n`]*)", text):
         assert set(re.findall(r"(?<=\s)--[a-z-]+", command)) <= known, command
 
 
@@ -65,7 +65,7 @@ def test_settings_that_are_named_are_fields(page):
 
 
 def test_the_benchmark_command_of_the_page_runs(capsys):
-    (command,) = re.findall(r"python -m resid\.lab\.cost (.*)", (ROOT / "book" / "clusters.md").read_text())
+    (command,) = re.findall(r"python -m resid\.training\.cost (.*)", (ROOT / "book" / "clusters.md").read_text())
     words = [re.sub(r"[\d,]+$", "2", word) for word in shlex.split(command)]
     small = ["--set", "size=32", "--set", "compile=no", "--steps", "1", "--warmup", "1", "--device", "cpu"]
     assert time_command([*words, *small]) == 0
@@ -181,6 +181,7 @@ SITE = """
 """
 
 
+@pytest.mark.slow
 def test_torchrun_starts_again_after_a_process_died(tree, whole, tmp_path):
     site = tmp_path / "site"
     site.mkdir()
@@ -197,7 +198,7 @@ def test_a_time_to_end_is_the_earlier_one(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     for words, left in (([], None), (["--until", "1060"], 60), (["--until", "900"], 0),
                         (["--max-seconds", "5", "--until", "1060"], 5), (["--max-seconds", "99"], 99)):  # fmt: skip
-        assert cli._seconds(cli.make_parser().parse_args(["x", *words])) == left
+        assert cli.options_of(cli.make_parser().parse_args(["x", *words])).max_seconds == left
 
 
 def test_a_stop_is_no_failure_where_torchrun_would_start_again(tree, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Several runs: what is finished is not trained again, what was stopped goes on, what diverged is over."""
 
+import json
 import math
 import os
 import signal
@@ -11,9 +12,7 @@ import pytest
 
 from resid.errors import OptionError
 from resid.training import cli
-from resid.training import launcher as launch_module
 from resid.training import sweep as experiment
-from resid.training.checkpoint import read_status
 from resid.training.launcher import LaunchError, launch
 from resid.training.recipe import Recipe
 from resid.training.recipes import RECIPES
@@ -27,6 +26,10 @@ SMALL = Recipe(
 WILD = SMALL.replace(lr=1e30)
 #: Training sets switches of the whole process: threads of tests that train here take turns.
 ALONE = threading.Lock()
+
+
+def status(folder):
+    return json.loads((folder / "status.json").read_text())
 
 
 def quiet(*args, **options):
@@ -104,20 +107,20 @@ def test_the_epoch_of_divergence_counts_from_one(tmp_path):
 def test_several_processes_go_through_the_launcher(tmp_path, monkeypatch):
     seen = []
 
-    def launched(recipe, place, nproc, **options):
-        seen.append((nproc, options["max_seconds"]))
+    def launched(recipe, place, options, stop):
+        seen.append((options.nproc, options.max_seconds))
         try:
-            return train(recipe, place, device="cpu")
+            return train(recipe, place, options)
         except DivergedError as error:
-            raise LaunchError("no try finished", [str(error)]) from error
+            raise LaunchError(str(error)) from error
 
     monkeypatch.setattr(experiment, "launch", launched)
     assert len(quiet({"a": SMALL}, [0], tmp_path, nproc=2)["a", 0]) == 2
     assert quiet({"wild": WILD}, [0], tmp_path, nproc=2)["wild", 0][-1]["diverged"]
     assert seen == [(2, None), (2, None)]
 
-    def broken(*_, **__):
-        raise LaunchError("no try finished", ["rank 1 was ended by SIGKILL"])
+    def broken(*_):
+        raise LaunchError("rank 1 was ended by SIGKILL")
 
     monkeypatch.setattr(experiment, "launch", broken)
     with pytest.raises(LaunchError):
@@ -129,11 +132,11 @@ def test_runs_at_once_are_those_one_after_the_other(tmp_path, monkeypatch):
     alone = quiet(several, [0, 1], tmp_path / "alone")
     spans, said = [], []
 
-    def launched(recipe, place, nproc, **options):
-        assert options["beside"] == 2
+    def launched(recipe, place, options, stop):
+        assert options.at_once == 2
         begun = time.monotonic()
         try:
-            return launch(recipe, place, nproc, **options)
+            return launch(recipe, place, options, stop)
         finally:
             spans.append((begun, time.monotonic()))
 
@@ -146,11 +149,10 @@ def test_runs_at_once_are_those_one_after_the_other(tmp_path, monkeypatch):
     assert first[0] <= second[0] < first[1]  # both at the same time
     assert sum("begins" in line for line in said) == 4
     assert quiet(several, [0, 1], tmp_path / "together", at_once=2) == together
-    with pytest.raises(OptionError, match="at_once = 0"):
-        quiet(several, [0], tmp_path, at_once=0)
 
 
-def test_runs_at_once_that_are_told_to_stop_are_saved_and_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_runs_at_once_that_are_told_to_stop_are_saved_and_go_on(number, tmp_path):
     long = {name: SMALL.replace(epochs=4000, lr=rate) for name, rate in (("a", 0.01), ("b", 0.02), ("c", 0.03))}
     folders = [run_folder(name, recipe, tmp_path) for name, recipe in long.items()]
 
@@ -158,38 +160,24 @@ def test_runs_at_once_that_are_told_to_stop_are_saved_and_go_on(tmp_path):
         limit = time.monotonic() + 60
         while time.monotonic() < limit and not all((f / "metrics.jsonl").exists() for f in folders[:2]):
             time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(UnfinishedError, match=r"0 of 3 runs are finished \(SIGTERM\)"):
+    with pytest.raises(UnfinishedError, match=rf"0 of 3 runs are finished \({number.name}\)"):
         quiet(long, [0], tmp_path, at_once=2)
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert [read_status(folder)["state"] for folder in folders[:2]] == ["stopped", "stopped"]
+    assert signal.getsignal(number) == before
+    assert [status(folder)["state"] for folder in folders[:2]] == ["stopped", "stopped"]
     assert not folders[2].exists()
-
-
-def test_a_run_told_to_stop_while_it_starts_is_not_tried_again(tmp_path, monkeypatch):
-    """The child dies of the signal before it can catch it."""
-    told, tries = threading.Event(), []
-
-    def killed(command, log, processes, say, told):
-        tries.append(told)
-        told.set()
-        return -signal.SIGTERM, ""
-
-    monkeypatch.setattr(launch_module, "_run", killed)
-    result = launch(SMALL, tmp_path, say=None, told=told)
-    assert (result.state, result.reason, len(tries)) == ("stopped", "told to stop", 1)
 
 
 def test_runs_wait_no_longer_when_told(tmp_path, monkeypatch):
     """The first run ends as usual just when the others are told."""
     begun = []
 
-    def launched(recipe, folder, nproc, *, told, **options):
+    def launched(recipe, folder, options, stop):
         begun.append(recipe.lr)
-        told.set()
+        stop.request("SIGTERM")
         with ALONE:
             return train(recipe, folder, device="cpu")
 
@@ -204,7 +192,7 @@ def test_data_are_there_before_several_processes_want_them(tmp_path, monkeypatch
     log = []
     monkeypatch.setattr(experiment, "load_dataset", lambda *given: log.append(given))
 
-    def launched(recipe, folder, *_, **__):
+    def launched(recipe, folder, *_):
         log.append("run")
         with ALONE:
             return train(recipe, folder, device="cpu")
@@ -219,19 +207,19 @@ def test_a_run_that_fails_stops_those_beside_it(tmp_path, monkeypatch):
     fine = SMALL.replace(epochs=2000)
     place, begun = run_folder("fine", fine, tmp_path), []
 
-    def launched(recipe, folder, nproc, **options):
+    def launched(recipe, folder, options, stop):
         begun.append(folder.name.partition("-")[0])
         if folder == place:
-            return launch(recipe, folder, nproc, **options)
+            return launch(recipe, folder, options, stop)
         limit = time.monotonic() + 60
         while time.monotonic() < limit and not (place / "metrics.jsonl").exists():
             time.sleep(0.1)
-        raise LaunchError("no try finished", ["the disk is full"])
+        raise LaunchError("the disk is full")
 
     monkeypatch.setattr(experiment, "launch", launched)
     with pytest.raises(LaunchError):
         quiet({"fine": fine, "broken": SMALL, "last": SMALL.replace(lr=0.2)}, [0], tmp_path, at_once=2)
-    assert read_status(place)["state"] == "stopped"
+    assert status(place)["state"] == "stopped"
     assert sorted(begun) == ["broken", "fine"]
 
 
@@ -255,7 +243,7 @@ def test_what_was_trained_from_a_shell_is_not_trained_again(tmp_path, monkeypatc
     place = Path(capsys.readouterr().out.strip())
     assert not place.exists()
     assert cli.main(words) == 0
-    assert read_status(place)["state"] == "finished"
+    assert status(place)["state"] == "finished"
     assert list(finished_runs({"tiny": SMALL}, [3])) == [("tiny", 3)]
 
 
@@ -267,6 +255,7 @@ def test_what_was_trained_from_a_shell_is_not_trained_again(tmp_path, monkeypatc
         (["digits-proc22"], [], {}, "at least one of each"),
         ([], [0], {}, "at least one of each"),
         (["digits-proc22"], [0], {"nproc": 0}, "nproc = 0: an integer of at least 1"),
+        (["digits-proc22"], [0], {"at_once": 0}, "at_once = 0: an integer of at least 1"),
     ],
 )
 def test_what_cannot_be_run_is_refused(names, seeds, more, text, tmp_path):

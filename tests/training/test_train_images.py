@@ -17,7 +17,6 @@ from resid.data.official import DataFileError
 from resid.training import cli, engine
 from resid.training import feeds as sources
 from resid.training.checkpoint import RunFolder
-from resid.training.engine import Engine
 from resid.training.feeds import default_workers, open_source, spread
 from resid.training.launcher import launch
 from resid.training.ranks import Ranks
@@ -115,7 +114,7 @@ def test_stopping_inside_an_epoch_changes_nothing(workers, tree, whole, tmp_path
         assert (part.state, part.step) == ("stopped", step)
         if workers and step == 2:
             break  # workers take a while to start
-    last = train(IMAGES, tmp_path, data_folder=tree, workers=workers, background_saves=True, save_every=1)
+    last = train(IMAGES, tmp_path, data_folder=tree, workers=workers, save_every=1)
     assert (last.state, last.step) == ("finished", 8)
     assert_equal(last.weights(), whole.weights())
     assert timeless(last.metrics) == timeless(whole.metrics)
@@ -140,49 +139,6 @@ def test_another_number_of_ranks_goes_on(tree, whole, tmp_path):
     assert run(IMAGES, tmp_path, 3, more=given) == [0, 0, 0]
     assert_close(torch.load(tmp_path / "weights.pt", weights_only=True), whole.weights())
     assert [line["step"] for line in RunFolder(tmp_path, IMAGES).lines()] == [4, 8]
-
-
-# --- parts of a batch ---
-
-
-def test_parts_add_up_to_the_batch(tmp_path):
-    plain = train(DIGITS, tmp_path / "whole")
-    cut = train(DIGITS.replace(micro_batch=80), tmp_path / "parts")
-    ragged = train(DIGITS.replace(micro_batch=150), tmp_path / "ragged")  # 150, 150, 20, and in the end 150, 3
-    for other in (cut, ragged):
-        assert_close(other.weights(), plain.weights())
-        for name in ("loss", "train_error", "test_loss"):
-            assert other.metrics[0][name] == pytest.approx(plain.metrics[0][name], rel=1e-5)
-    start = build_network(DIGITS).state_dict()
-    assert max(float((plain.weights()[n] - w).abs().max()) for n, w in start.items()) > 5e-4
-
-
-def test_four_parts_of_eight_are_one_batch_of_thirty_two():
-    """The gradient itself, and how often the network is called."""
-    recipe = DIGITS.replace(batch=32)
-    gradients, calls = {}, []
-    for micro in (None, 8, 12):
-        model = build_network(recipe)
-        parts = Engine.__new__(Engine)
-        parts.recipe, parts.parallel = recipe.replace(micro_batch=micro), model
-        batch = next(open_source(recipe, LONE).training.epoch(0))
-        seen = 0
-        for images, labels in parts.parts(batch.images, batch.labels):
-            (F.cross_entropy(model(images), labels, reduction="sum") / batch.size).backward()
-            seen += 1
-        calls.append(seen)
-        gradients[micro] = torch.cat([p.grad.flatten() for p in model.parameters()])
-    assert calls == [1, 4, 3]
-    assert float(gradients[None].norm()) > 1e-3
-    for micro in (8, 12):
-        torch.testing.assert_close(gradients[micro], gradients[None], atol=1e-7, rtol=1e-5)
-
-
-def test_two_ranks_exchange_the_sum_of_their_parts(tmp_path):
-    recipe = DIGITS.replace(micro_batch=70)
-    plain = train(DIGITS, tmp_path / "whole")
-    assert run(recipe, tmp_path / "parts", 2) == [0, 0]
-    assert_close(torch.load(tmp_path / "parts" / "weights.pt", weights_only=True), plain.weights())
 
 
 # --- files that cannot be read, and workers that die ---
@@ -287,9 +243,9 @@ def test_the_launcher_tries_again_after_a_worker_was_killed(tree, whole, tmp_pat
     last = launch(
         IMAGES, tmp_path / "run", retries=1, save_every=1, device="cpu", data_folder=tree, workers=1, say=said.append
     )
-    failures = [line for line in said if line.startswith("try ")]
+    failures = [line for line in said if line.startswith("rank ")]
     assert len(failures) == 1
-    assert "try 1 of 2 failed: the process left with exit status 1: WorkerDiedError: a worker process" in failures[0]
+    assert "rank 0 left with exit status 1: WorkerDiedError: a worker process" in failures[0]
     assert_equal(last.weights(), whole.weights())
 
 
