@@ -93,10 +93,8 @@ def read_official(name: str, split: str, folder: str | Path | None = None) -> tu
             _unpack(name, _archive_of(name, file), root)
         contents.append(_read(root / file, md5))
     if name == "mnist":
-        pixels, digits = (
-            np.frombuffer(part, np.uint8, offset=start) for part, start in zip(contents, (16, 8), strict=True)
-        )
-        return pixels.reshape(-1, 1, 28, 28).copy(), digits.astype(np.int64)
+        pixels, digits = (np.frombuffer(content, np.uint8) for content in contents)  # with headers of 16 and 8 bytes
+        return pixels[16:].reshape(-1, 1, 28, 28).copy(), digits[8:].astype(np.int64)
     batches = [pickle.loads(content, encoding="bytes") for content in contents]  # whose MD5 is right: see _read
     key = b"labels" if name == "cifar10" else b"fine_labels"
     images = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
@@ -108,7 +106,10 @@ def _archive_of(name: str, file: str) -> str:
 
 
 def _read(path: Path, md5: str) -> bytes:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataFileError(f"{path} cannot be read: {error}") from error
     actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if actual != md5:
         raise DataFileError(

@@ -72,17 +72,14 @@ def test_files_are_those_of_the_sorted_class_folders(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "train" / "n00000001" / "pipe.JPEG")  # which nobody may ever write to
     scan = os.scandir
 
-    class Backwards:
+    class Backwards(list):
         """File systems give any order."""
 
         def __init__(self, path):
-            with scan(path) as entries:
-                self.entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+            super().__init__(sorted(scan(path), key=lambda entry: entry.name, reverse=True))
 
         def __enter__(self):
-            return iter(self.entries)
-
-        __iter__ = __enter__
+            return iter(self)
 
         def __exit__(self, *_):
             pass
@@ -211,20 +208,6 @@ def test_windows_are_those_of_the_published_rule():
     assert draw_window(500, 375, 3)[4] != draw_window(500, 375, 3, flip=False)[4]
     for size, window in (((1000, 10), (493, 0, 13, 10)), ((10, 1000), (0, 493, 10, 13)), ((1, 1), (0, 0, 1, 1))):
         assert draw_window(*size, 5)[:4] == window, "where nothing fits the middle is taken"
-
-
-def test_windows_have_the_distribution_of_the_rule():
-    left, _, width, height, flipped = np.array([draw_window(2000, 2000, seed) for seed in range(4000)]).T
-    area, ratio = width * height / 2000**2, np.log(width / height) / math.log(4 / 3)
-    assert 0.079 < area.min() < 0.085
-    assert area.max() < 1.001
-    assert np.abs(np.histogram(area, 5, (0.08, 0.8))[0] / np.histogram(area, 1, (0.08, 0.8))[0] - 0.2).max() < 0.03
-    assert np.abs(np.histogram(ratio, 4, (-1, 1))[0] / 4000 - 0.25).max() < 0.04
-    assert abs(flipped.mean() - 0.5) < 0.04
-    place = (left / np.maximum(1, 2000 - width))[width < 1900]
-    assert np.abs(np.histogram(place, 4, (0, 1))[0] / len(place) - 0.25).max() < 0.04
-    corners = {draw_window(3, 3, seed)[:2] for seed in range(500)}
-    assert corners == {(x, y) for x in range(3) for y in range(3)}, "the last place, too"
 
 
 @pytest.mark.parametrize(
@@ -356,6 +339,7 @@ def encoded(image, form):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "UnidentifiedImageError"),
         (None, "FileNotFoundError: "),
     ],
+    ids=["truncated", "large", "larger", "float", "16 bits", "postscript", "deleted"],
 )
 def test_files_of_no_use_have_a_reason(own, content, reason):
     files = open_images("train", own)

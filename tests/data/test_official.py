@@ -166,7 +166,10 @@ def test_a_folder_that_cannot_be_written_is_named(server, tmp_path, monkeypatch)
     with pytest.raises(DataFileError, match="file and could not be downloaded"):
         load_dataset("mnist", folder=tmp_path / "file")
 
+    write = Path.write_bytes
+
     def full(path, content):
+        write(path, content[:100])
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -216,6 +219,11 @@ def test_archives_have_every_file_and_several_mirrors():
         assert len(official.MIRRORS[name]) >= 2
         assert all(url.startswith("https://") and url.endswith("/") for url in official.MIRRORS[name])
     assert all(len(value) == 32 for value in official.ARCHIVES.values())
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DataFileError, match=f"{tmp_path} cannot be read: .*directory"):
+        official._read(tmp_path, "")
 
 
 def test_folder_without_the_variable(monkeypatch):

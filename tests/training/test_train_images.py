@@ -168,23 +168,6 @@ def test_broken_files_count_nowhere_and_are_named(tmp_path):
     assert line["images_per_second"] == pytest.approx(63 / line["seconds"])
 
 
-def test_a_file_deleted_under_way_is_named_and_the_run_goes_on(tmp_path):
-    tree = write_sample_tree(tmp_path / "images", classes=7, per_class=9, val=3, seed=1)
-    victim = tree / "train" / "n00000002" / "n00000002_4.JPEG"
-
-    def delete(line):
-        victim.unlink(missing_ok=True)
-
-    result = train(IMAGES, tmp_path / "run", data_folder=tree, workers=0, say=delete)
-    assert result.state == "finished"
-    assert "broken" not in result.metrics[0]
-    assert result.metrics[1]["broken_first"] == ["train/n00000002/n00000002_4.JPEG"]
-    assert (
-        "No such file"
-        in json.loads((tmp_path / "run" / "broken.json").read_text())[result.metrics[1]["broken_first"][0]]
-    )
-
-
 def test_broken_files_of_all_ranks_are_named(tmp_path):
     tree = write_sample_tree(tmp_path / "images", classes=7, per_class=9, val=3, seed=1, odd=("truncated", "empty"))
     recipe = IMAGES.replace(epochs=1)
