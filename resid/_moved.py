@@ -20,7 +20,7 @@ MOVED = {
     "resid.lab.checkpoint": "resid.training.checkpoint",
     "resid.lab.cli": "resid.training.cli",
     "resid.lab.cost": "resid.training.cost",
-    "resid.lab.data": "resid.data.whitened",
+    "resid.lab.data": "resid.data",
     "resid.lab.descent": "resid.theory.shortcut",
     "resid.lab.experiment": "resid.training.sweep",
     "resid.lab.journal": "resid.book.journal",
