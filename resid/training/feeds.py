@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from resid.data.batches import Batch, Batches, pixel_statistics
 from resid.data.loading import Dataset, load_dataset
@@ -70,7 +71,10 @@ def open_source(recipe: Recipe, ranks: Ranks, data: str | Path | None = None, wo
 
 def _from_memory(recipe: Recipe, ranks: Ranks, data: str | Path | None) -> Source:
     with ranks.first_here():  # which downloads what is not there
-        train, test = (load_dataset(recipe.dataset, name, data).to(ranks.device) for name in ("train", "test"))
+        train, test = (
+            reduced(load_dataset(recipe.dataset, name, data), count, recipe.pool).to(ranks.device)
+            for name, count in (("train", recipe.train_images), ("test", recipe.test_images))
+        )
     look = (recipe.normalize, *pixel_statistics(train.images))
     share: dict[str, Any] = {"rank": ranks.rank, "ranks": ranks.count, "channels_last": recipe.channels_last}
     checking = None
@@ -108,6 +112,30 @@ def _from_files(recipe: Recipe, ranks: Ranks, data: str | Path | None, workers: 
         ImageBatches(test, _at_once(len(test), TEST_FILES, ranks), recipe.seed, **common),
         checking,
     )
+
+
+def reduced(data: Dataset, count: int = 0, pool: int = 1) -> Dataset:
+    """Take some images of a data set, with fewer pixels.
+
+    Args:
+        data: (n, channels, height, width), uint8.
+        count: how many images, evenly spread; 0: all.
+        pool: squares of pool x pool pixels are averaged to one, rounded.
+
+    Example:
+        >>> images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
+        >>> reduced(Dataset(images, torch.tensor([3]), "made up"), pool=2).images
+        tensor([[[[ 2,  4],
+                  [10, 12]]]], dtype=torch.uint8)
+    """
+    images, labels, words = data.images, data.labels, data.source
+    if count:
+        some = spread(len(labels), count)
+        images, labels, words = images[some], labels[some], f"{words}, {len(some)} images"
+    if pool > 1:
+        images = F.avg_pool2d(images.float(), pool).round().to(torch.uint8)
+        words += f", {pool} x {pool} pixels averaged"
+    return Dataset(images, labels, words)
 
 
 def _at_once(n: int, wanted: int, ranks: Ranks) -> int:

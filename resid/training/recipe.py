@@ -22,7 +22,7 @@ from resid.training.rules import NETWORKS, STREAMED, RecipeError, check_together
 __all__ = ["NETWORKS", "STREAMED", "Recipe", "RecipeError", "build_network"]
 
 #: Fields that came later: where they have their defaults JSON leaves them out, so that older hashes stay as they were.
-LATER = ("classes", "size", "check_training", "projection")
+LATER = ("classes", "size", "check_training", "projection", "pool", "train_images", "test_images")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ class Recipe:
         check_training: number of training images, evenly spread, on which the final network is tested, too, without
             augmentation.
         projection: by the "formula", or as "released", slip and all.
+        pool: pixels of a side that are averaged to one, before anything else; 1: images as they are.
+        train_images: number of training images, evenly spread over the data set; 0: all.
+        test_images: the same of test images.
 
     Raises:
         RecipeError: a field is unknown, has the wrong type, is out of its range, or does not go with the others.
@@ -115,6 +118,9 @@ class Recipe:
     size: int | None = None
     check_training: int = 0
     projection: str = "formula"
+    pool: int = 1
+    train_images: int = 0
+    test_images: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", _frozen_options(self.options))
@@ -148,7 +154,10 @@ class Recipe:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images as the network gets them."""
-        return SHAPES[self.dataset] if self.size is None else (3, self.size, self.size)
+        if self.size is not None:
+            return (3, self.size, self.size)
+        channels, height, width = SHAPES[self.dataset]
+        return (channels, height // self.pool, width // self.pool)
 
     @property
     def layout(self) -> torch.memory_format:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from resid.data.batches import CLASSES, FILL, NORMALIZE
+from resid.data.batches import CLASSES, FILL, NORMALIZE, SHAPES
 from resid.errors import ResidError
 from resid.nets.allconv import AllConvResNet
 from resid.nets.preact import PlainNet, PreActResNet, ProcResNet
@@ -44,6 +44,7 @@ LEAST: dict[str, float] = {
     "epochs": 1, "steps": 1, "batch": 1, "lr": 0, "momentum": 0, "weight_decay": 0, "factor": 0, "decay_every": 0,
     "warmup": 0, "label_smoothing": 0, "pad": 0, "projection_every": 1, "projection_probability": 0, "seed": 0,
     "classes": 2, "size": 8, "check_training": 0,
+    "pool": 1, "train_images": 0, "test_images": 0,
 }  # fmt: skip
 MOST: dict[str, float] = {"momentum": 1, "factor": 1, "label_smoothing": 1, "projection_probability": 1}
 
@@ -82,6 +83,14 @@ RULES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
         "classes goes with dataset 'images', and only with it",
     ),
     (lambda r: (r.size is not None) == r.streamed, f"size goes with dataset {' or '.join(map(repr, STREAMED))}"),
+    (
+        lambda r: not r.streamed or (r.pool, r.train_images, r.test_images) == (1, 0, 0),
+        "pool, train_images, test_images go with data sets in memory",
+    ),
+    (
+        lambda r: r.streamed or all(side % r.pool == 0 for side in SHAPES[r.dataset][1:]),
+        "pool = {r.pool}: a divisor of the image's sides is needed",
+    ),
     (
         lambda r: not r.streamed or (r.pad == 0 and r.fill == "zeros"),
         "dataset = {r.dataset!r}: pad = 0 and fill = 'zeros' are needed, for crops are by size",

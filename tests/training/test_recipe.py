@@ -5,6 +5,9 @@ import json
 import pytest
 import torch
 
+from resid.data.loading import load_dataset
+from resid.training.feeds import open_source, reduced, spread
+from resid.training.ranks import Ranks
 from resid.training.recipe import NETWORKS, Recipe, RecipeError, build_network
 from resid.training.recipes import RECIPES
 
@@ -76,6 +79,20 @@ def test_printed_numbers_of_imagenet():
     assert (modern.epochs, modern.precision, modern.schedule) == (90, "bf16", "linear")
 
 
+def test_a_reduced_data_set():
+    small = BASE.replace(dataset="digits", pool=2, train_images=100, test_images=10)
+    assert small.image_shape == (1, 4, 4)
+    source = open_source(small, Ranks(0, 1, torch.device("cpu")))
+    (batch,) = source.testing.plain()
+    assert batch.images.shape == (10, 1, 4, 4)
+    assert sum(len(b.labels) for b in source.training.epoch(0)) == 100
+    whole = load_dataset("digits").images
+    one = reduced(load_dataset("digits"), 100, 2)
+    by_hand = whole[0, 0, :2, :2].double().mean().round()
+    assert one.images[0, 0, 0, 0] == by_hand
+    assert torch.equal(one.labels, load_dataset("digits").labels[spread(1433, 100)])
+
+
 def test_schedules():
     falling = BASE.replace(schedule="exponential", factor=0.94, decay_every=2, epochs=10)
     assert [falling.rate(e * 7, 7) for e in (0, 1, 2, 5)] == pytest.approx([0.1, 0.1, 0.094, 0.1 * 0.94**2])
@@ -99,6 +116,9 @@ def test_schedules():
         ({"steps": 5}, "epochs, steps: exactly one"),
         ({"epochs": None}, "epochs, steps: exactly one"),
         ({"batch": 0}, "batch = 0: at least 1"),
+        ({"pool": 0}, "pool = 0: at least 1"),
+        ({"pool": 3}, "pool = 3: a divisor of the image's sides is needed"),
+        ({"train_images": -1}, "train_images = -1: at least 0"),
         ({"momentum": 1.5}, "momentum = 1.5: at least 0 and at most 1"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov = True"),
         ({"dataset": "svhn"}, "dataset = 'svhn': one of digits"),
