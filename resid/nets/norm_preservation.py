@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from resid._ambient import isolated
-from resid._arguments import as_pair, as_size
+from resid._arguments import IntPair, as_pair, as_size
 from resid.errors import OptionError
 from resid.nets._modes import evaluating
 from resid.theory.procrustes.projection import ProjectionReport, project_norm_preserving, projection_report
@@ -43,7 +43,7 @@ class NormPreserving(nn.Module):
         method: of `resid.theory.procrustes.polar_factor`.
     """
 
-    def __init__(self, conv: nn.Conv2d, n: Any, relu: bool = False, repeats: int = 1, method: str = "auto") -> None:
+    def __init__(self, conv: nn.Conv2d, n: IntPair, relu: bool = False, repeats: int = 1, method: str = "auto") -> None:
         super().__init__()
         self.options: dict[str, Any] = {
             "n": as_pair("n", n),
@@ -63,7 +63,9 @@ class NormPreserving(nn.Module):
         return weight
 
 
-def norm_preserving(conv: nn.Conv2d, n: Any, relu: bool = False, repeats: int = 1, method: str = "auto") -> nn.Conv2d:
+def norm_preserving(
+    conv: nn.Conv2d, n: IntPair, relu: bool = False, repeats: int = 1, method: str = "auto"
+) -> nn.Conv2d:
     """Register `NormPreserving` on the weight of a layer, and return the layer.
 
     `torch.nn.utils.parametrize.remove_parametrizations(conv, "weight")` takes it off again.

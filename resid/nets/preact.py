@@ -7,8 +7,6 @@ norm, ReLU, average pooling and one linear layer.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -104,7 +102,7 @@ class _Network(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
-def _blocks_per_stage(depth: Any, extra: int) -> int:
+def _blocks_per_stage(depth: int, extra: int) -> int:
     """n of depth = 9n + extra."""
     whole = as_whole(depth)
     if whole is None or whole < 9 + extra or (whole - extra) % 9:
