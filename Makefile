@@ -13,7 +13,7 @@ NAME ?=
 TESTS ?= -m "not slow"
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check check-all quick chapter mutations serve bench evidence experiments readme repository clean distclean
+.PHONY: help book test check check-all quick chapter mutations serve bench evidence experiments reduced readme repository clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ evidence: $(READY)  ## run the chapters, or CHAPTER=linear/factor, in full and w
 experiments: $(READY)  ## the full trainings that are not on record, on a GPU, as far as MINUTES=60 allow
 	@$(RUN) tools.experiments $(if $(MINUTES),--minutes $(MINUTES)) $(if $(AT_ONCE),--at-once $(AT_ONCE)) \
 		--compute "$(COMPUTE)" $(PARTS) || [ $$? = 75 ]
+
+reduced: $(READY)  ## the trainings at reduced scale that are not on record, on CPU cores, as far as MINUTES=60 allow
+	@$(RUN) tools.experiments --reduced $(if $(MINUTES),--minutes $(MINUTES)) $(PARTS) || [ $$? = 75 ]
 
 readme: $(READY)  ## bring the README's scoreboard and figure up to date
 	@$(RUN) tools.readme

@@ -1,9 +1,10 @@
-"""The full trainings, as far as the time allows: `python -m tools.experiments [--minutes M] [chapter/part ...]`.
+"""The trainings of the papers, as time allows: `python -m tools.experiments [--minutes M] [chapter/part ...]`.
 
 What is not on record yet is run by papermill, a part with one seed at a time, and its record goes to results/. First
 come the first seeds, and of those what costs least for each claim. The time that is left is handed on, a stopped run
 goes on with the same command (see `RESID_RUNS`), and what one part has trained another one does not train again.
-`--list` shows what would be run, and runs nothing.
+`--list` shows what would be run, and runs nothing. `--reduced` does the same for what is asked at reduced scale: there
+each CPU core has a seed of its own.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +46,10 @@ RESULTS = ROOT / "results"
 CHATTER = re.compile(r"(Executing Cell|Ending Cell|Input Notebook|Output Notebook|<IPython|<Figure)")
 #: Seconds under which nothing new is begun.
 LEAST = 30.0
+#: One record at a time goes to results/ and is judged beside the others.
+KEEPING = threading.Lock()
+#: Operations a second of one CPU core in the networks of the reduced scale, as measured; an estimate elsewhere.
+CORE = 35e9
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Piece:
 
     def parameters(self, compute: str, at_once: int, nproc: int, seconds: float | None) -> dict[str, str]:
         """Of the notebook."""
-        values = {"MODE": "full", "PART": self.part.name}
+        values = {"MODE": self.part.mode, "PART": self.part.name}
         if self.seed is not None:
             values |= {"SEEDS": "1", "SEED": str(self.seed), "NPROC": str(nproc), "AT_ONCE": str(at_once)}
             compute = compute_of(self.part, compute)
@@ -90,17 +97,21 @@ def name_of(part: Part) -> str:
     return f"{part.chapter.removeprefix('experiments/')}/{part.name}"
 
 
-def on_record(records: Iterable[Record]) -> dict[str, set[int]]:
-    """The seeds that full records have of each claim; of claims without seeds, an empty set."""
+def on_record(records: Iterable[Record], mode: str = "full") -> dict[str, set[int]]:
+    """The seeds that records of a mode have of each claim; of claims without seeds, an empty set."""
     found: dict[str, set[int]] = {}
     for record in records:
-        for entry in record.entries:
+        for entry in record.entries if record.mode == mode else ():
             found.setdefault(entry.claim, set()).update(getattr(entry.evidence, "seeds", ()))
     return found
 
 
 def plan(
-    known: dict[str, set[int]], compute: str = "", names: Sequence[str] = (), cuda: bool | None = None
+    known: dict[str, set[int]],
+    compute: str = "",
+    names: Sequence[str] = (),
+    cuda: bool | None = None,
+    mode: str = "full",
 ) -> list[Piece]:
     """What is not on record, in the order in which it is to be run; what cannot be run here comes last.
 
@@ -109,9 +120,10 @@ def plan(
         compute: see `Part.recipes`.
         names: of pieces, "procresnet_cifar/table-1"; default all.
         cuda: whether there is a GPU; default ask torch.
+        mode: "full" or "reduced".
     """
     cuda = torch.cuda.is_available() if cuda is None else cuda
-    every = [part for chapter in chapters() for part in parts_of(chapter).values()]
+    every = [part for chapter in chapters() for part in parts_of(chapter, mode).values()]
     if unknown := set(names) - set(map(name_of, every)):
         sys.exit(f"no part {', '.join(sorted(unknown))}: --list shows those that are not on record")
     pieces = []
@@ -152,20 +164,19 @@ def _piece(part: Part, seed: int, claims: tuple[Claim, ...], compute: str) -> Pi
 
 def _flops(recipe: Recipe) -> float:
     """Operations of a whole training, without its tests."""
-    images = IMAGENET_IMAGES if recipe.streamed else CIFAR_IMAGES
+    images = IMAGENET_IMAGES if recipe.streamed else recipe.train_images or CIFAR_IMAGES
     steps = recipe.total_steps(-(-images // recipe.batch))
     return float(steps) * recipe.batch * count_flops(recipe).training
 
 
-def run(piece: Piece, parameters: dict[str, str]) -> str:
+def run(piece: Piece, parameters: dict[str, str], threads: int | None = None) -> str:
     """Run one piece with its output on the terminal and keep its record; returns "", or why there is none."""
-    output = (
-        BUILD / "full" / f"{piece.part.chapter}-{piece.part.name}-{'all' if piece.seed is None else piece.seed}.ipynb"
-    )
+    seed = "all" if piece.seed is None else piece.seed
+    output = BUILD / piece.part.mode / f"{piece.part.chapter}-{piece.part.name}-{seed}.ipynb"
     given = [word for name, value in parameters.items() for word in ("-p", name, value)]
     source = ROOT / "book" / f"{piece.part.chapter}.ipynb"
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        arguments, environment = papermill(source, output, Path(folder), usable_cpus(), given, timeout=None)
+        arguments, environment = papermill(source, output, Path(folder), threads or usable_cpus(), given, timeout=None)
         output.unlink(missing_ok=True)
         tail: deque[str] = deque(maxlen=40)
         with subprocess.Popen(
@@ -181,7 +192,8 @@ def run(piece: Piece, parameters: dict[str, str]) -> str:
             done = subprocess.CompletedProcess(arguments, child.returncode, "", "".join(tail))
             why = failure(output, done).strip() or f"papermill ended with {child.returncode}"
             return textwrap.shorten(why.splitlines()[0], 400)  # all of it stands above
-        return keep(Path(folder))
+        with KEEPING:
+            return keep(Path(folder))
 
 
 def keep(folder: Path) -> str:
@@ -233,11 +245,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compute", default="", help='how to compute: "precision=bf16 channels_last=true", say')
     parser.add_argument("--at-once", type=int, default=1, help="trainings at a time on one GPU")
     parser.add_argument("--nproc", type=int, default=1, help="processes for a training, one for each GPU")
+    parser.add_argument("--reduced", action="store_true", help="what is asked at reduced scale, on CPU cores")
     parser.add_argument("--dirty", action="store_true", help="accept uncommitted changes")
     given = parser.parse_args(arguments)
 
+    mode = "reduced" if given.reduced else "full"
+    cores = usable_cpus() if given.reduced else 1
+
     def todo() -> list[Piece]:
-        return plan(on_record(read_records(RESULTS)), given.compute, given.parts)
+        return plan(on_record(read_records(RESULTS), mode), given.compute, given.parts, mode=mode)
 
     os.environ["RESID_RUNS"] = str(runs_folder().resolve())  # notebooks have working directories of their own
     if given.list:
@@ -248,17 +264,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ends = math.inf if given.minutes is None else time.monotonic() + 60 * given.minutes
     failed: list[Piece] = []
     while pieces := [p for p in todo() if not p.why_not and p.which not in {q.which for q in failed}]:
-        piece, left = pieces[0], ends - time.monotonic()
+        left = ends - time.monotonic()
         if left < LEAST:
             break
-        print(f"== {piece.which}: {len(piece.claims)} claims, {piece.flops / 1e15:,.1f} PFLOP", flush=True)
         seconds = None if math.isinf(left) else left
-        why = run(piece, piece.parameters(given.compute, given.at_once, given.nproc, seconds))
-        print(f"== {piece.which}: {why or 'on record'}", flush=True)
-        if "UnfinishedError" in why:
+        # a seed for each core; parts that share trainings of a seed come one after the other
+        several = [piece for piece in pieces if piece.part == pieces[0].part][:cores]
+        for piece in several:
+            takes = f", about {piece.flops / CORE / 60:.0f} minutes of a CPU core" if given.reduced else ""
+            print(f"== {piece.which}: {len(piece.claims)} claims, {piece.flops / 1e15:,.1f} PFLOP{takes}", flush=True)
+
+        def one(piece: Piece, seconds: float | None = seconds) -> str:
+            parameters = piece.parameters(given.compute, given.at_once, given.nproc, seconds)
+            return run(piece, parameters, 1 if given.reduced else None)
+
+        with ThreadPoolExecutor(len(several)) as pool:
+            reasons = list(pool.map(one, several))
+        for piece, why in zip(several, reasons, strict=True):
+            print(f"== {piece.which}: {why or 'on record'}", flush=True)
+            if why and "UnfinishedError" not in why:
+                failed.append(piece)
+        if any("UnfinishedError" in why for why in reasons):
             break
-        if why:
-            failed.append(piece)
     if pieces:
         print(f"{len(pieces)} pieces are left, and the same command goes on with them")
     print("now `make readme`, and commit results/ and README.md")

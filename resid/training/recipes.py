@@ -14,7 +14,9 @@ Where a paper leaves something open, the choice is that of its released code or 
   "zaeemzadeh-first-NETWORK" its first five epochs. "-released" projects as the released code does, with its slip.
 - Li et al. 2016: "li-figure-2-DEPTH" and "li-figure-9-DEPTH-LENGTH": Nesterov, rate 0.1, a tenth of it from epochs 81
   and 122 of 164 (Figure 2: of 200). "li-zero-DEPTH-LENGTH-RATE", which the paper does not have, has no batch
-  norm and starts with the last convolution of every branch at zero; 30 epochs at a constant rate.
+  norm and starts with the last convolution of every branch at zero; 30 epochs at a constant rate. "li-small-..." starts
+  with all weights of the branches at a tenth of the usual ones.
+- "reduced-...": the same networks at a scale that two CPU cores manage, see `REDUCED`.
 - Hardt & Ma 2016, ImageNet: "imagenet-paper", a network with the layout of the 34-layer residual network. Six machines
   updated one set of weights, each with batches of 256 and without waiting for the others; here each of their 700,000
   updates is a step of batch 256, one after the other, and "every two epochs" is counted in these steps.
@@ -42,6 +44,8 @@ IMAGENET_IMAGES = 1_281_167
 IMAGENET_WIDTHS, WIDE_WIDTHS = (64, 64, 128, 256, 512), (64, 64, 192, 256, 736)
 #: Learning rates without batch norm, of which the best one counts.
 ZERO_RATES = (0.1, 0.03, 0.01)
+#: CIFAR-10 as it is used at reduced scale: 16 x 16 pixels, a twelfth of the training images.
+REDUCED: dict[str, Any] = {"pool": 2, "train_images": 4096, "test_images": 1000}
 
 
 def _hardt_ma() -> dict[str, Recipe]:
@@ -151,6 +155,13 @@ def _li() -> dict[str, Recipe]:
         options = {"depth": 110, "length": length, "batch_norm": False}
         for rate in ZERO_RATES:
             found[f"li-zero-110-{length}-{rate}"] = base.replace(options=options, epochs=30, lr=rate, **constant)
+            small_start = {**options, "branch_scale": 0.1}
+            found[f"li-small-110-{length}-{rate}"] = base.replace(options=small_start, epochs=30, lr=rate, **constant)
+            narrow = {**options, "depth": 38, "width": 8}
+            for name, more in (("zero", {}), ("small", {"branch_scale": 0.1})):
+                found[f"reduced-{name}-38-{length}-{rate}"] = base.replace(
+                    options={**narrow, **more}, epochs=4, lr=rate, pad=2, channels_last=True, **REDUCED, **constant
+                )
         options = {"depth": 38, "length": length, "batch_norm": False, "width": 4}
         found[f"digits-zero-38-{length}"] = small.replace(options=options, epochs=5, lr=ZERO_RATES[1], **constant)
     return found

@@ -116,7 +116,7 @@ def test_layouts_of_the_network():
     assert [p.shape for p in short.parameters()] == [p.shape for p in long.parameters()]
     assert [m.stride for m in short.blocks()] == [m.stride for m in long.blocks()]
     for bad, message in (
-        ({"blocks": (1, 2)}, r"blocks = \(1, 2\): widths has 3 stages"),
+        ({"blocks": (1, 2)}, r"blocks = \(1, 2\): one number for each of the 3 stages"),
         ({"strides": (1,)}, r"strides = \(1,\): widths"),
         ({"stem": (4, 1)}, r"stem = \(4, 1\): an odd kernel"),
         ({"stem": (3,)}, r"stem = \(3,\)"),

@@ -10,7 +10,8 @@ import nbformat
 import pytest
 
 from resid.book.experiments.parts import chapters, get_part, parts_of, seeds_of
-from resid.ledger import get_claim, read_record, read_records, verdicts
+from resid.ledger import catalog, claims, get_claim, read_record, read_records, verdicts
+from resid.ledger.catalog import Reduced
 from resid.ledger.store import name_of, write_record
 from resid.training.cost import Flops
 from resid.training.recipes import RECIPES
@@ -202,12 +203,12 @@ class Runner:
 
     def __init__(self, monkeypatch, known, why=lambda piece: ""):
         self.now, self.ran, self.known, self.why = 0.0, [], known, why
-        monkeypatch.setattr(experiments, "on_record", lambda records: self.known)
+        monkeypatch.setattr(experiments, "on_record", lambda records, mode: self.known)
         monkeypatch.setattr(experiments, "run", self.run)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(experiments, "refuse_changes", lambda dirty: None)
 
-    def run(self, piece, parameters):
+    def run(self, piece, parameters, threads=None):
         self.now += 60
         self.ran.append((piece.name, piece.seed, parameters.get("MAX_SECONDS")))
         if not (why := self.why(piece)):
@@ -279,6 +280,46 @@ def test_a_part_is_run_by_papermill_and_its_record_kept(results, capsys):
     stale = experiments.BUILD / "full" / "experiments"
     shutil.copy(stale / "allconv_cifar-no-part-all.ipynb", stale / "missing-no-part-all.ipynb")
     assert "OptionError" not in run(missing, missing.parameters("", 1, 1, None)), "that was the failure before"
+
+
+@pytest.fixture
+def reduced(monkeypatch):
+    """One claim is asked at reduced scale, with three seeds, and no other."""
+    how = Reduced("short", ("digits-allconv",), "small, on digits", "at-least", 0.0, 1.0, 3, 10)
+    known = tuple(dataclasses.replace(c, reduced=how if c.id == "hardt-ma/figure-1-right" else None) for c in claims())
+    real = catalog.papers()
+    monkeypatch.setattr(catalog, "_load", lambda path: (real, known))
+    parts_of.cache_clear()
+    yield
+    parts_of.cache_clear()
+
+
+@pytest.mark.usefixtures("reduced")
+def test_what_is_asked_at_reduced_scale_is_run_a_seed_on_each_core(results, monkeypatch, capsys):
+    pieces = plan({}, mode="reduced")
+    assert names(pieces) == [("allconv_cifar/short", seed) for seed in (10, 11, 12)]
+    assert pieces[0].parameters("", 1, 1, None)["MODE"] == "reduced"
+    assert plan({"hardt-ma/figure-1-right": {10, 11, 12}}, mode="reduced") == []
+    known, ran = {}, []
+    monkeypatch.setattr(experiments, "on_record", lambda records, mode: known if mode == "reduced" else ALL)
+    monkeypatch.setattr(experiments, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(experiments, "refuse_changes", lambda dirty: None)
+
+    def run(piece, parameters, threads=None):
+        ran.append((piece.seed, threads))
+        known.setdefault("hardt-ma/figure-1-right", set()).add(piece.seed)
+        return ""
+
+    monkeypatch.setattr(experiments, "run", run)
+    assert experiments.main(["--reduced"]) == 0
+    assert sorted(ran) == [(10, 1), (11, 1), (12, 1)]
+    assert "of a CPU core" in capsys.readouterr().out
+
+
+def test_records_of_one_mode_are_known_to_it_alone(results):
+    records = [r for r in read_records(results) if r.mode == "full"]
+    assert on_record(records, "reduced") == {}
+    assert ONE in on_record(records)
 
 
 def test_sizes_that_the_tool_assumes():
