@@ -117,7 +117,7 @@ def test_layouts_of_the_network():
     assert [m.stride for m in short.blocks()] == [m.stride for m in long.blocks()]
     for bad, message in (
         ({"blocks": (1, 2)}, r"blocks = \(1, 2\): one number for each of the 3 stages"),
-        ({"strides": (1,)}, r"strides = \(1,\): widths"),
+        ({"strides": (1,)}, r"strides = \(1,\): one number for each"),
         ({"stem": (4, 1)}, r"stem = \(4, 1\): an odd kernel"),
         ({"stem": (3,)}, r"stem = \(3,\)"),
         ({"stem": (3, 0)}, r"stem = \(3, 0\)"),
