@@ -7,6 +7,7 @@ percent. A run that diverged counts as guessing there, and has no value, NaN, in
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -198,11 +199,11 @@ def _length_two_by_error(runs: Sequence[Metrics]) -> float:
     return _least_of_others_minus_first([error(run) for run in runs], 90)
 
 
-def _length_two_by_loss(runs: Sequence[Metrics]) -> float:
-    return _least_of_others_minus_first(_best_losses(runs), math.log(10))
+def _length_two_by_loss(runs: Sequence[Metrics], lengths: int = 4) -> float:
+    return _least_of_others_minus_first(_best_losses(runs, lengths), math.log(10))
 
 
-def _best_losses(runs: Sequence[Metrics], lengths: int = 4) -> list[float]:
+def _best_losses(runs: Sequence[Metrics], lengths: int) -> list[float]:
     """Least training loss of the last epoch over the rates, for each length; a run that diverged guesses among ten."""
     rates = len(runs) // lengths
     losses = [math.log(10) if "diverged" in run[-1] else float(run[-1]["loss"]) for run in runs]
@@ -293,6 +294,7 @@ MEASURES: dict[str, Measure] = {
     "training error, first minus second": _first_minus_second(training_error),
     "gap, first minus second": _first_minus_second(last_gap),
     "loss at the best rate, least of the others minus first": _length_two_by_loss,
+    "loss at the best rate, least of two others minus first": functools.partial(_length_two_by_loss, lengths=3),
     "epoch of divergence": _of_one(_diverged_in),
     # of several epochs: a run that diverged has no value
     **_over_epochs(
