@@ -1,5 +1,7 @@
 """Settings of the whole test suite."""
 
+import signal
+
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -9,3 +11,7 @@ settings.register_profile(
     "resid", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("resid")
+
+#: In the background of a shell Ctrl-C is ignored, and a test that sends it would wait for an end that never comes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
