@@ -9,8 +9,7 @@ import torch
 from resid.book.checks.samples import small_weights as trials
 from resid.book.checks.samples.many_digits import arc_round, open_loop_error
 from resid.ledger import get_claim
-from resid.theory.small_weights import construct_small_weight_network
-from resid.theory.small_weights import network as library
+from resid.theory.small_weights import construct_small_weight_network, paths
 from tests.checks.helpers import fails, generator, passes
 
 
@@ -65,10 +64,10 @@ def test_lemma_trials_notice_a_wrong_unit_and_a_wrong_path(monkeypatch):
         trials, "isolating_unit", lambda *given: (real(*given)[0], *real(*given)[1:2], 1.001 * real(*given)[2])
     )
     fails("li/lemma-1", trials.lemma_one(12, generator()))
-    paths = library.path_round
-    monkeypatch.setattr(library, "path_round", lambda p, q, o, c: paths(p, q, o[:0], c))  # straight through
+    real = paths.path_round
+    monkeypatch.setattr(paths, "path_round", lambda p, q, o, c: real(p, q, o[:0], c))  # straight through
     fails("li/lemma-2-clearance", trials.lemma_two(20, generator()).clearance)
-    monkeypatch.setattr(library, "path_round", lambda p, q, o, c: paths(q, p, o, c))
+    monkeypatch.setattr(paths, "path_round", lambda p, q, o, c: real(q, p, o, c))
     with pytest.raises(ArithmeticError, match="the path of sample 0 is none"):
         trials.lemma_two(2, generator())
 
