@@ -64,10 +64,10 @@ def test_lemma_trials_notice_a_wrong_unit_and_a_wrong_path(monkeypatch):
         trials, "isolating_unit", lambda *given: (real(*given)[0], *real(*given)[1:2], 1.001 * real(*given)[2])
     )
     fails("li/lemma-1", trials.lemma_one(12, generator()))
-    real = paths.path_round
-    monkeypatch.setattr(paths, "path_round", lambda p, q, o, c: real(p, q, o[:0], c))  # straight through
+    route = paths.path_round
+    monkeypatch.setattr(paths, "path_round", lambda p, q, o, c: route(p, q, o[:0], c))  # straight through
     fails("li/lemma-2-clearance", trials.lemma_two(20, generator()).clearance)
-    monkeypatch.setattr(paths, "path_round", lambda p, q, o, c: real(q, p, o, c))
+    monkeypatch.setattr(paths, "path_round", lambda p, q, o, c: route(q, p, o, c))
     with pytest.raises(ArithmeticError, match="the path of sample 0 is none"):
         trials.lemma_two(2, generator())
 
