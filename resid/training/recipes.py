@@ -164,8 +164,8 @@ def _li() -> dict[str, Recipe]:
                 )
         options = {"depth": 38, "length": length, "batch_norm": False, "width": 4}
         found[f"digits-zero-38-{length}"] = small.replace(options=options, epochs=5, lr=ZERO_RATES[1], **constant)
-        options = {**options, "branch_scale": 0.1}
-        found[f"digits-small-38-{length}"] = small.replace(options=options, lr=ZERO_RATES[0], **constant)
+        small_start = {**options, "branch_scale": 0.1}
+        found[f"digits-small-38-{length}"] = small.replace(options=small_start, lr=ZERO_RATES[0], **constant)
     return found
 
 
