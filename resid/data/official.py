@@ -1,7 +1,7 @@
 """MNIST, CIFAR-10 and CIFAR-100 from the official files: downloaded where they are missing, MD5 compared, read.
 
-Unpacked files lie below the data folder as torchvision has them: MNIST/raw/*-ubyte, cifar-10-batches-py/*,
-cifar-100-python/*. Archives are kept beside them and can be deleted.
+Unpacked files lie below the data folder as torchvision has them: `MNIST/raw`, `cifar-10-batches-py`,
+`cifar-100-python`. Archives are kept beside them and can be deleted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The claims of the three papers, and what we ask beyond them, read from claims/*.yaml and checked against a schema."""
+"""The claims of the three papers, and what we ask beyond them, read from the folder claims and checked against a schema."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Claim:
 
     @property
     def at_reduced_scale(self) -> Claim:
-        """The claim as it is asked at a reduced scale: other recipes, seeds, limits; the printed number is no target.
+        """The claim as it is asked at a reduced scale, with recipes, seeds and limits of its own and no printed number.
 
         Raises:
             LedgerError: it is not.

@@ -161,7 +161,7 @@ def time_steps(
 
     Raises:
         OptionError: batch, steps or warmup is no integer of at least 1.
-        torch.OutOfMemoryError: the batch is too large.
+        RuntimeError: the batch is too large for the memory.
     """
     for name, value in (("batch", batch), ("steps", steps), ("warmup", warmup)):
         if (whole := as_whole(value)) is None or whole < 1:

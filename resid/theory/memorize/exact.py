@@ -24,7 +24,7 @@ Points = Sequence[Sequence[Rational | int]]
 class ExactMemorizer:
     """A residual network with rational weights; callable on one rational point, returns r fractions.
 
-    Attributes:
+    Args:
         first: A_0, (k, d).
         shift: (k,), added to A_0 x.
         blocks: (U, s, V) of each block h + V ReLU(U h + s).

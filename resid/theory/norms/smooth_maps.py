@@ -28,7 +28,7 @@ class SmoothMap:
 
     Whoever builds one vouches for alpha, beta and slope; nothing here can check them.
 
-    Attributes:
+    Args:
         value: (..., d) -> (..., d), written in torch operations that `torch.func` can differentiate.
         dimension: d.
         alpha: Lipschitz constant of h' on the ball, in operator norm.

@@ -98,7 +98,7 @@ class SmallWeightNetwork:
     @property
     @isolated
     def log_gains(self) -> Tensor:
-        """How fast an error in each sample grows on its way, (m,): the `log_gain` of each path."""
+        """Logarithm of the growth of an error in each sample on its way, (m,), by the `log_gain` of its path."""
         return torch.tensor([path.log_gain for path in self.paths], dtype=torch.float64)
 
     @isolated
