@@ -1,4 +1,4 @@
-"""The claims of the three papers, and what we ask beyond them, read from the folder claims and checked against a schema."""
+"""The claims of the papers, and what we ask beyond them, read from the folder claims and checked against a schema."""
 
 from __future__ import annotations
 
