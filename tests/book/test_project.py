@@ -77,8 +77,9 @@ def test_layers_import_only_what_is_below_them():
 
 
 def test_modules_stay_small():
-    long = {p: len(p.read_text().splitlines()) for p in (ROOT / "resid").rglob("*.py")}
-    assert not {p: n for p, n in long.items() if n > 500}
+    for path in (ROOT / "resid").rglob("*.py"):
+        most = 500 if "checks" in path.parts else 400
+        assert len(path.read_text().splitlines()) <= most, path.relative_to(ROOT)
 
 
 def test_environment_yml_says_nothing_that_pyproject_does_not():
