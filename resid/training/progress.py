@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +27,23 @@ class _Lines:
 
     def flush(self) -> None:
         pass
+
+
+class _Unlocked:
+    """Lock that never waits: a bar writes to a stream of its own, and a Ctrl-C inside a lock would leave it held."""
+
+    def acquire(self, *_: object, **__: object) -> bool:
+        """Return at once."""
+        return True
+
+    def release(self) -> None:
+        """Return at once."""
+
+    def __enter__(self) -> None:
+        """Enter."""
+
+    def __exit__(self, *_: object) -> None:
+        """Leave."""
 
 
 class Bar(tqdm):
@@ -73,7 +89,7 @@ class Bar(tqdm):
         return {"steps": self.total, "images_per_second": round(rate * self._batch, 1), "seconds_left": left}
 
 
-Bar.set_lock(threading.RLock())
+Bar.set_lock(_Unlocked())
 
 
 def echo(line: str) -> None:
