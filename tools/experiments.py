@@ -202,13 +202,12 @@ def keep(folder: Path) -> str:
     What does not fit is kept under _build/refused.
     """
     for source in sorted(folder.glob("*.json")):
-        read_record(source)
+        record = read_record(source)
         target = RESULTS / source.name
         before = target.read_bytes() if target.exists() else None
         shutil.copy(source, target)
         try:
             verdicts(RESULTS)
-            record = read_record(source)
             for entry in record.entries:
                 claim = get_claim(entry.claim) if record.mode == "full" else get_claim(entry.claim).at_reduced_scale
                 if claim.recipes and (foreign := foreign_recipes(claim, entry.evidence)):

@@ -139,15 +139,13 @@ def takes_depths(measure: Measure) -> bool:
 def _while_finite(measure: Measure, epochs: int | None = None) -> Measure:
     """A measure over the first epochs, or all, that has no value where a run diverged within them."""
 
-    by_depth = takes_depths(measure)
+    @functools.wraps(measure)  # whose parameters tell whether it takes depths
+    def number(runs: Sequence[Metrics], *depths: Sequence[int], **named: Sequence[int]) -> float:
+        if any("diverged" in line for run in runs for line in run[:epochs]):
+            return math.nan
+        return measure(runs, *depths, **named)
 
-    def number(runs: Sequence[Metrics]) -> float:
-        return math.nan if any("diverged" in line for run in runs for line in run[:epochs]) else measure(runs)
-
-    def number_by_depth(runs: Sequence[Metrics], depths: Sequence[int]) -> float:
-        return math.nan if any("diverged" in line for run in runs for line in run[:epochs]) else measure(runs, depths)
-
-    return number_by_depth if by_depth else number
+    return number
 
 
 def _last_over_best(run: Metrics) -> float:
